@@ -1,0 +1,1 @@
+"""Measurements of fastbert beside its peers; they run from a checkout and are not installed."""

@@ -1,0 +1,61 @@
+"""fastbert: a drop-in, padding-free, accelerated BERT for PyTorch.
+
+>>> from fastbert import SentenceEncoder
+>>> vectors = SentenceEncoder().encode(["real text in", "real vectors out"])  # (2, 384)
+
+Names load on first use (PEP 562), so that importing the package loads no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from fastbert.version import __version__
+
+if TYPE_CHECKING:
+    from fastbert.batch_encoding import BatchEncoding
+    from fastbert.checkpoint import CheckpointError
+    from fastbert.config import BertConfig
+    from fastbert.engine import Engine
+    from fastbert.model import BertModel
+    from fastbert.packing import Packed, pack, unpack
+    from fastbert.sentence_encoder import SentenceEncoder
+    from fastbert.tokenizer import BertTokenizer
+
+_ROOMS = {
+    "BatchEncoding": "batch_encoding",
+    "BertConfig": "config",
+    "BertModel": "model",
+    "BertTokenizer": "tokenizer",
+    "CheckpointError": "checkpoint",
+    "Engine": "engine",
+    "Packed": "packing",
+    "SentenceEncoder": "sentence_encoder",
+    "pack": "packing",
+    "unpack": "packing",
+}
+
+__all__ = [
+    "BatchEncoding",
+    "BertConfig",
+    "BertModel",
+    "BertTokenizer",
+    "CheckpointError",
+    "Engine",
+    "Packed",
+    "SentenceEncoder",
+    "__version__",
+    "pack",
+    "unpack",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'fastbert' has no attribute {name!r}")
+    value = getattr(import_module(f"fastbert.{_ROOMS[name]}"), name)
+    globals()[name] = value  # the next look finds it without coming here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,32 @@
+"""The waist: six ops and three edges on packed tokens. Model code calls these and names no device.
+
+`use` forces one implementation; `implementations` lists them.
+"""
+
+from fastbert.ops.attention import varlen_attention
+from fastbert.ops.cross_entropy import linear_cross_entropy
+from fastbert.ops.edges import POOLINGS, pack, pool, unpack, work_list
+from fastbert.ops.embedding import embed_layer_norm
+from fastbert.ops.flags import raise_if_flagged
+from fastbert.ops.layer_norm import residual_layer_norm
+from fastbert.ops.linear import bias_gelu, linear
+from fastbert.ops.registry import draw_seed, implementations, register, use
+
+__all__ = [
+    "POOLINGS",
+    "bias_gelu",
+    "draw_seed",
+    "embed_layer_norm",
+    "implementations",
+    "linear",
+    "linear_cross_entropy",
+    "pack",
+    "pool",
+    "raise_if_flagged",
+    "register",
+    "residual_layer_norm",
+    "unpack",
+    "use",
+    "varlen_attention",
+    "work_list",
+]

@@ -1,0 +1,64 @@
+"""Bad indices on a device, reported at the next host read.
+
+An index out of range in device memory can't raise without a sync, and must not trip the device's
+own assert, which poisons the whole context. So the op clamps the index, counts it here, and the
+next place that reads from the device anyway raises.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_NAMES = ("input_ids", "token_type_ids", "position_ids")
+_counters: dict[torch.device, Tensor] = {}  # device -> (6,) int64: bad count and limit of each name
+
+
+def clamp_and_count(
+    indices: tuple[Tensor, Tensor, Tensor], limits: tuple[int, int, int]
+) -> tuple[Tensor, ...]:
+    """Each index tensor clamped to 0..limit - 1; what lay outside is counted on the device."""
+    device = indices[0].device
+    if device not in _counters:
+        _counters[device] = torch.zeros(6, dtype=torch.int64, device=device)
+    bad = [((i < 0) | (i >= limit)).sum() for i, limit in zip(indices, limits, strict=True)]
+    tops = torch.tensor(limits, device=device)
+    _counters[device][:3] += torch.stack(bad)
+    _counters[device][3:] = tops
+    return tuple(i.clamp(0, limit - 1) for i, limit in zip(indices, limits, strict=True))
+
+
+def raise_if_flagged(device: torch.device) -> None:
+    """Raise what earlier ops on `device` found; costs one small device read, none on a CPU.
+
+    Raises:
+        IndexError: if an id, type or position lay outside its table since the last look.
+    """
+    counter = _counters.get(device)
+    if counter is None:
+        return
+    counts = counter.tolist()
+    if not any(counts[:3]):
+        return
+    counter.zero_()
+    found = ", ".join(
+        f"{count} {name} outside 0..{limit - 1}"
+        for name, count, limit in zip(_NAMES, counts[:3], counts[3:], strict=True)
+        if count
+    )
+    raise IndexError(f"an earlier batch on {device} held {found}; its results are not valid")
+
+
+def check_on_host(indices: tuple[Tensor, Tensor, Tensor], limits: tuple[int, int, int]) -> None:
+    """Raise on the first index outside its table, naming value and limit. For CPU tensors.
+
+    Raises:
+        IndexError: if an id, type or position lies outside its table.
+    """
+    for name, index, limit in zip(_NAMES, indices, limits, strict=True):
+        if index.numel() == 0:
+            continue
+        low, high = (int(bound) for bound in torch.aminmax(index))
+        if low < 0 or high >= limit:
+            bad = low if low < 0 else high
+            raise IndexError(f"{name} holds {bad}; this model takes 0..{limit - 1}")
