@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 from fastbert.version import __version__
 
 if TYPE_CHECKING:
-    from fastbert.batch_encoding import BatchEncoding
     from fastbert.checkpoint import CheckpointError
     from fastbert.config import BertConfig
     from fastbert.engine import Engine
     from fastbert.model import BertModel
     from fastbert.packing import Packed, pack, unpack
     from fastbert.sentence_encoder import SentenceEncoder
+    from fastbert.tokenization.batch_encoding import BatchEncoding
     from fastbert.tokenizer import BertTokenizer
 
 _ROOMS = {
-    "BatchEncoding": "batch_encoding",
+    "BatchEncoding": "tokenization.batch_encoding",
     "BertConfig": "config",
     "BertModel": "model",
     "BertTokenizer": "tokenizer",

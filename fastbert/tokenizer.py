@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
 from tokenizers import AddedToken
 
-from fastbert import tokenizer_backend as backends
-from fastbert import tokenizer_files
-from fastbert.batch_encoding import BatchEncoding
-from fastbert.tokenizer_call import Wanted, collect, encode_plain, encode_rows
-from fastbert.tokenizer_config import SETTINGS, TokenizerConfig
-from fastbert.tokenizer_ids import TokenIds
-from fastbert.tokenizer_inputs import read_rows, read_texts
-from fastbert.tokenizer_options import CallOptions, as_count, settle_lengths
-from fastbert.vocab import as_vocab, read_vocab
+from fastbert.tokenization import backend as backends
+from fastbert.tokenization import files
+from fastbert.tokenization.batch_encoding import BatchEncoding
+from fastbert.tokenization.call import Wanted, collect, encode_plain, encode_rows
+from fastbert.tokenization.config import SETTINGS, TokenizerConfig
+from fastbert.tokenization.ids import TokenIds
+from fastbert.tokenization.inputs import read_rows, read_texts
+from fastbert.tokenization.options import CallOptions, as_count, settle_lengths
+from fastbert.tokenization.vocab import as_vocab, read_vocab
 
 if TYPE_CHECKING:
     from fastbert.packing import Packed
@@ -83,7 +83,7 @@ class BertTokenizer(TokenIds):
         _check_settings(overrides)
         directory = resolve_directory(path_or_id, revision=revision)
         made = cls.__new__(cls)
-        TokenIds.__init__(made, *tokenizer_files.load(directory, overrides))
+        TokenIds.__init__(made, *files.load(directory, overrides))
         return made
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
@@ -94,7 +94,7 @@ class BertTokenizer(TokenIds):
             padding_side=self.padding_side,
             truncation_side=self.truncation_side,
         )
-        tokenizer_files.save(Path(directory), self._backend, config)
+        files.save(Path(directory), self._backend, config)
 
     def add_tokens(
         self, tokens: str | AddedToken | Sequence[str | AddedToken], special_tokens: bool = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -11,88 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizer_texts import make_text, write_tokenizer
 
 from fastbert.tokenizer import BertTokenizer
 
 transformers = pytest.importorskip("transformers")
-
-SCRIPTS = """
-the of hello world tokenization unbelievable Running PARIS don't e-mail 3.14 1,000 U.S.A.
-naïve café CAFÉ Ångström jalapeño Straße ﬁne İstanbul ΟΔΥΣΣΕΥΣ ὈΔΥΣΣΕΎΣ ŀlama Ǆungla
-привет мир שלום مرحبا नमस्ते สวัสดี 한국어 조선글 日本語 カタカナ ひらがな 中文 漢字測試 𠀀𠀁 㐀
-"""
-WORDS = SCRIPTS.split()
-PIECES = (
-    "e\u0301",  # a combining acute
-    "A\u030a\u0323",  # two marks, out of canonical order
-    "\u0301",  # a mark with nothing before it
-    "\u1e9b\u0323",
-    "👩‍👩‍👧‍👦",
-    "👍🏽",
-    "🇫🇷🇩🇪",
-    "❤️",
-    "🏴\U000e0067\U000e0062\U000e007f",
-    "\u200b\u200c\u200d\u2060\ufeff",
-    "a\u200bb",
-    "a\u00adb",
-    "\x00",
-    "a\x00b",
-    "\x01\x07\x1b",
-    "\x7f\x85\x9f",
-    "\u00a0",
-    "\u2028",
-    "\u3000",
-    "\ufffd",
-    "a\ufffdb",
-    "\ue000",
-    "\U0010ffff",
-    "\u0378",
-    "\ufdfa",
-    "\uac00\u11a8",
-    "[MASK]",
-    "[SEP]x[CLS]",
-    "[mask]",
-    "[UNK][PAD]",
-    "##ing",
-    "``quotes''",
-    "¿…—«»$+<=>^`|~",
-    "。，！？",
-    "x" * 100,
-    "x" * 101,
-    "é" * 60,
-)
-GAPS = ("", "", " ", " ", " ", "  ", "\t", "\n", "\r\n", "-", ".")
-
-
-def make_text(rng: random.Random, most: int) -> str:
-    """A text of up to `most` words, odd pieces and arbitrary code points, with odd gaps."""
-    parts = []
-    for _ in range(rng.randrange(most + 1)):
-        kind = rng.random()
-        if kind < 0.6:
-            parts.append(rng.choice(WORDS))
-        elif kind < 0.9:
-            parts.append(rng.choice(PIECES))
-        else:
-            code = rng.choice((0x250, 0x3000, 0x10000, 0x110000))
-            point = chr(rng.randrange(code))
-            parts.append("" if "\ud800" <= point <= "\udfff" else point)
-        parts.append(rng.choice(GAPS))
-    return "".join(parts)
-
-
-def write_tokenizer(directory: Path, config: dict[str, Any]) -> Path:
-    """A directory with a vocab.txt alone: every other character of ours, whole or as a piece."""
-    characters = sorted(set("".join([*WORDS, *PIECES])) - set("\n\r \x00"))
-    lower = sorted({c for w in WORDS for c in w.lower()} | set(characters))
-    words = WORDS[::2] + [w.lower() for w in WORDS[::3]]
-    entries = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    entries += lower[::2] + ["##" + c for c in lower[::2]] + words + ["##ing", "##ization", "xx"]
-    unique = list(dict.fromkeys(e for e in entries if not e.isspace() and e == e.strip()))
-    (directory / "vocab.txt").write_bytes("".join(e + "\n" for e in unique).encode())
-    (directory / "tokenizer_config.json").write_text(json.dumps(config))
-    return directory
-
 
 CONFIGS = {
     "uncased": {"do_lower_case": True, "model_max_length": 64},
@@ -248,7 +170,7 @@ def test_long_texts_are_read_only_as_far_as_needed(
     tokenizers: dict[str, Pair], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Texts of many lengths around the place where a beginning suffices; values stay the same."""
-    from fastbert import tokenizer_call
+    from fastbert.tokenization import call
 
     ours, theirs = tokenizers[name]
     rng = random.Random(5)
@@ -256,17 +178,19 @@ def test_long_texts_are_read_only_as_far_as_needed(
     texts += ["\u200b " * 3000 + "hello " * 50, "x" * 5000 + " hello", "中" * 3000, "a\n" * 4000]
     texts += [("\u0301 " * 600 + "word ") * 4, "hello " * 100 + "\x00 " * 5000]
     read: list[int] = []
-    run = tokenizer_call.run
+    run = call.run
 
     def counting(backend: Any, rows: Any, **options: Any) -> Any:
         read.extend(map(len, rows))
         return run(backend, rows, **options)
 
-    monkeypatch.setattr(tokenizer_call, "run", counting)
+    monkeypatch.setattr(call, "run", counting)
     for limit in (2, 3, 7, 50, 64):
         for padding in (False, True):
             options = {"truncation": True, "max_length": limit, "padding": padding, **RETURNS}
             assert_same(ours, theirs, texts, **options)
+    options["return_overflowing_tokens"] = True
+    assert_same(ours, theirs, texts, **options)
     read.clear()
     ours(["hello " * 100_000] * 3, truncation=True, max_length=16)
     left = CONFIGS.get(name, {}).get("truncation_side") == "left"

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 DTYPES = ("auto", "float32", "float64", "bfloat16", "float16")
 
 # What SentenceEncoder.encode warns with; anything else is shown as it is.
-_CUT = re.compile(r"(?P<texts>\d+) of \d+ texts were longer than (?P<limit>\d+) tokens\b.*")
+_CUT = re.compile(
+    r"(?P<texts>\d+) of \d+ text\S* (?:was|were) longer than (?P<limit>\d+) tokens\b.*"
+)
 
 
 class CommandError(Exception):

@@ -9,9 +9,9 @@ from typing import Any
 from tokenizers import AddedToken, Encoding, Tokenizer
 
 from fastbert.checks import short
-from fastbert.tokenizer_backend import copy
-from fastbert.tokenizer_call import Shared
-from fastbert.tokenizer_config import TokenizerConfig
+from fastbert.tokenization.backend import copy
+from fastbert.tokenization.call import Shared
+from fastbert.tokenization.config import TokenizerConfig
 
 _logger = logging.getLogger("fastbert")
 # In this order, each without what an earlier one did; the WordPiece decoder has done most of it.

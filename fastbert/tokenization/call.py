@@ -8,16 +8,16 @@ from typing import Any
 
 from tokenizers import Encoding, Tokenizer
 
-from fastbert.tokenizer_backend import cutting, pad, run
-from fastbert.tokenizer_cutting import (
+from fastbert.tokenization.backend import cutting, pad, run
+from fastbert.tokenization.cutting import (
     beginning,
     check_rows,
     cuts_at_spaces,
     encode_beginnings,
     read_whole,
 )
-from fastbert.tokenizer_inputs import Row
-from fastbert.tokenizer_options import CallOptions, kept_lengths
+from fastbert.tokenization.inputs import Row
+from fastbert.tokenization.options import CallOptions, kept_lengths
 
 
 @dataclass(frozen=True)
@@ -175,10 +175,11 @@ def encode_plain(
     if pairs is not None:
         second, partial_second = encode_beginnings(backend, pairs, skip)
         if skip is not None and options.truncation == "longest_first":
-            # Where neither is under half, an odd token goes to the longer: beginnings don't tell.
-            even = [min(len(a), len(b)) > skip // 2 for a, b in zip(first, second, strict=True)]
+            # Of two that are both beyond the room, the longer gets an odd token: beginnings don't
+            # tell which that is.
+            both = [min(len(a), len(b)) > skip for a, b in zip(first, second, strict=True)]
             for side, ids, part in ((texts, first, partial), (pairs, second, partial_second)):
-                again = [i for i, unsure in enumerate(even) if unsure and part[i]]
+                again = [i for i, unsure in enumerate(both) if unsure and part[i]]
                 read_whole(backend, side, ids, part, again)
     return _assemble(first, second, template, room, options)
 

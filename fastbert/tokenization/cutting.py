@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
-from fastbert.tokenizer_backend import run
-from fastbert.tokenizer_inputs import Row, Text
-from fastbert.tokenizer_options import CallOptions, kept_lengths
+from fastbert.tokenization.backend import run
+from fastbert.tokenization.inputs import Row, Text
+from fastbert.tokenization.options import CallOptions, kept_lengths
 
 _CHARACTERS_A_TOKEN = 8  # English takes 4 to 5 with the space; a miss costs a second reading
 _LEAST_CHARACTERS = 512  # below this, looking for a place to cut costs what it saves

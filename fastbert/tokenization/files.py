@@ -13,15 +13,15 @@ from tokenizers import AddedToken, Tokenizer, normalizers
 from fastbert.atomic import atomic_write
 from fastbert.checks import short
 from fastbert.json_file import read_json_object
-from fastbert.tokenizer_backend import Parts, bert_normalizer, build
-from fastbert.tokenizer_config import (
+from fastbert.tokenization.backend import Parts, bert_normalizer, build
+from fastbert.tokenization.config import (
     Stated,
     TokenizerConfig,
     read_stated,
     stated_flags,
     write_config,
 )
-from fastbert.vocab import as_vocab, read_vocab, vocab_text
+from fastbert.tokenization.vocab import as_vocab, read_vocab, vocab_text
 
 _logger = logging.getLogger("fastbert")
 _MAX_WORD = 2**31 - 1

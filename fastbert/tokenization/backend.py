@@ -22,9 +22,9 @@ from tokenizers import (
 )
 from tokenizers.models import WordPiece
 
-from fastbert.tokenizer_config import TokenizerConfig
-from fastbert.tokenizer_inputs import Row, explain
-from fastbert.tokenizer_options import CallOptions
+from fastbert.tokenization.config import TokenizerConfig
+from fastbert.tokenization.inputs import Row, explain
+from fastbert.tokenization.options import CallOptions
 
 
 @dataclass(frozen=True)
@@ -91,15 +91,19 @@ def build(
         if token not in known
     ]
     add_tokens(backend, tokens, vocab)
+    _warn_of_ids(backend, added)
+    backend.post_processor = parts.post_processor or bert_template(backend, config)
+    return backend
+
+
+def _warn_of_ids(backend: Tokenizer, added: Mapping[int, AddedToken]) -> None:
     for index, token in added.items():
         if backend.token_to_id(token.content) != index:
             warnings.warn(
                 f"added token {token.content!r} is stated to have the id {index}, but gets "
                 f"{backend.token_to_id(token.content)}, as in transformers",
-                stacklevel=4,
+                stacklevel=5,
             )
-    backend.post_processor = parts.post_processor or bert_template(backend, config)
-    return backend
 
 
 def add_tokens(backend: Tokenizer, tokens: Sequence[AddedToken], vocab: Mapping[str, int]) -> None:

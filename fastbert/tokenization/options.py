@@ -9,7 +9,7 @@ from enum import Enum
 from typing import SupportsIndex
 
 from fastbert.checks import check_choice, short
-from fastbert.tokenizer_config import LARGEST_LIMIT
+from fastbert.tokenization.config import LARGEST_LIMIT
 
 _PADDINGS = ("do_not_pad", "longest", "max_length")
 _TRUNCATIONS = ("do_not_truncate", "longest_first", "only_first", "only_second")
