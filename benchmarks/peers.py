@@ -19,8 +19,8 @@ from fastbert.cli.padded import pad
 BASELINE = "transformers sdpa"
 
 BOUNDS = {"float32": 2e-5, "bfloat16": 1e-1}
-"""Largest relative error of a token's hidden state, ‖h − h₆₄‖ / ‖h₆₄‖, that counts as right: some
-ten times what correct implementations show, a thousandth of what a wrong mask makes."""
+"""Largest relative error of a token's hidden state, ‖h − h₆₄‖ / ‖h₆₄‖, that counts as right. Right
+implementations of MiniLM show up to 6e-6 and 4e-2, positions off by one 0.95, a lost mask 7."""
 
 
 class Peer(Protocol):
@@ -78,7 +78,7 @@ class PaddedPeer:
 
     def rows(self, prepared: Any, hidden: Tensor) -> Tensor:
         """Rows that the mask keeps."""
-        return hidden.reshape(-1, hidden.shape[-1])
+        return hidden[prepared["attention_mask"] != 0]
 
 
 class SentenceTransformersPeer(PaddedPeer):

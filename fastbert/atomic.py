@@ -47,18 +47,14 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
         raise ValueError(f"mode is {mode!r}, expected 'w' or 'wb'")
     target = Path(path)
     old_mode = _mode_of(target)
-    if old_mode is not None and not stat.S_ISREG(old_mode):
-        with _open(os.open(target, os.O_WRONLY | os.O_CLOEXEC), mode) as file:
+    if _is_written_straight(target, old_mode):
+        with _open(os.open(target, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC), mode) as file:
             yield file
         return
     beside = target.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         # 0o666 lets the umask decide, which a mkstemp file (0o600) would not.
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        error.filename = str(target)
-        raise
-    try:
         with _open(descriptor, mode) as file:
             if old_mode is not None:
                 os.fchmod(descriptor, stat.S_IMODE(old_mode))
@@ -88,6 +84,18 @@ def _mode_of(target: Path) -> int | None:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "expected a file to write, got a directory", target)
     return mode
+
+
+def _is_written_straight(target: Path, mode: int | None) -> bool:
+    """Say whether `target` is a device, a pipe or another name of an open file.
+
+    `/dev/stdout` is one even where the shell sent it to a regular file, and a rename would take the
+    name away from the whole machine.
+    """
+    place = target.parent.resolve()
+    if place == Path("/dev") or place.is_relative_to("/proc"):
+        return True
+    return mode is not None and not stat.S_ISREG(mode)
 
 
 def _open(descriptor: int, mode: str) -> IO[Any]:

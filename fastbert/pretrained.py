@@ -130,7 +130,7 @@ class PreTrainedModel(nn.Module):
         check_shapes(shapes, tensors)
         self._refuse_partial_qkv(tensors, source)
         if not report.ok:
-            warnings.warn(f"{source}: {report}", stacklevel=4)
+            warnings.warn(f"{source}: {report}", stacklevel=3)
         for absent, there in tied_sources(tensors, tie_word_embeddings=tied).items():
             tensors[absent] = tensors[there]
         prefix = self.checkpoint_prefix

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -142,18 +142,9 @@ def read_safetensors(file: str | os.PathLike[str]) -> dict[str, StoredTensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     with path.open("rb") as source:
-        size = os.fstat(source.fileno()).st_size
-        if size < 8:
-            raise CheckpointError(f"{path}: {size} bytes, too short for a safetensors file")
-        length = int.from_bytes(source.read(8), "little")
-        if length > MAX_HEADER_BYTES or length > size - 8:
-            raise CheckpointError(
-                f"{path}: claims a header of {length} bytes, but the file has {size} and a header "
-                f"at most {MAX_HEADER_BYTES} (truncated, or not safetensors)"
-            )
-        header = _parse_header(path, source.read(length))
+        header, start = _read_header(path, source)
         mapped = mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)
-    data = np.frombuffer(mapped, np.uint8)[8 + length :]
+    data = np.frombuffer(mapped, np.uint8)[start:]
     tensors: dict[str, StoredTensor] = {}
     entries = [(*_parse_entry(path, name, value), name) for name, value in header.items()]
     position = 0
@@ -212,6 +203,20 @@ def write_safetensors(
         out.write(len(text).to_bytes(8, "little") + text)
         for tensor in ordered:
             out.write(tensor.data.data)
+
+
+def _read_header(path: Path, source: BinaryIO) -> tuple[dict[str, Any], int]:
+    """Return the header's tensor entries and where the data begin."""
+    size = os.fstat(source.fileno()).st_size
+    if size < 8:
+        raise CheckpointError(f"{path}: {size} bytes, too short for a safetensors file")
+    length = int.from_bytes(source.read(8), "little")
+    if length > MAX_HEADER_BYTES or length > size - 8:
+        raise CheckpointError(
+            f"{path}: claims a header of {length} bytes, but the file has {size} and a header "
+            f"at most {MAX_HEADER_BYTES} (truncated, or not safetensors)"
+        )
+    return _parse_header(path, source.read(length)), 8 + length
 
 
 def _parse_header(path: Path, text: bytes) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fastbert.atomic import atomic_write
+from fastbert.atomic import _is_written_straight, atomic_write
 from fastbert.json_file import read_json, read_json_object, write_json
 
 
@@ -97,7 +97,7 @@ def test_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"old")
     code = """
         import os, sys
-        from fastbert.atomic import atomic_write
+        from fastbert.atomic import _is_written_straight, atomic_write
         with atomic_write(sys.argv[1]) as file:
             file.write(b"new" * 100_000)
             os._exit(9)
@@ -134,17 +134,34 @@ def test_a_link_is_replaced_and_its_target_kept(tmp_path: Path) -> None:
 
 
 def test_devices_and_pipes_are_written_straight(tmp_path: Path) -> None:
-    with atomic_write("/dev/null") as file:
+    # Through links of our own: a fault would replace the link, never the machine's device.
+    for device in ("null", "full"):
+        (tmp_path / device).symlink_to(f"/dev/{device}")
+    with atomic_write(tmp_path / "null") as file:
         file.write(b"gone")
-    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
-    with pytest.raises(OSError, match="No space left"), atomic_write("/dev/full") as file:
+    with pytest.raises(OSError, match="No space left"), atomic_write(tmp_path / "full") as file:
         file.write(b"x")
+    assert all((tmp_path / device).is_symlink() for device in ("null", "full"))
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     with atomic_write(tmp_path / "pipe", "w") as text:
         text.write("through")
     assert os.read(reader, 100) == b"through"
     os.close(reader)
+
+
+def test_names_of_open_files_are_written_straight(tmp_path: Path) -> None:
+    with (tmp_path / "redirected").open("wb", buffering=0) as file:
+        file.write(b"before, ")
+        with atomic_write(f"/dev/fd/{file.fileno()}") as out:
+            out.write(b"through")
+        assert os.fstat(file.fileno()).st_nlink == 1  # the same file still, not a new one
+    assert (tmp_path / "redirected").read_bytes() == b"before, through"
+    # Sent to a file, these look like one: their names are the machine's all the same.
+    for name in ("/dev/stdout", "/dev/stderr", "/proc/self/fd/1"):
+        assert _is_written_straight(Path(name), stat.S_IFREG)
+    assert not _is_written_straight(tmp_path / "a", stat.S_IFREG)
+    assert not _is_written_straight(Path("/dev/shm/a"), None)
 
 
 def test_what_cannot_be_written(tmp_path: Path) -> None:

@@ -158,6 +158,11 @@ def test_interrupt_is_130(monkeypatch, capsys):
     assert capsys.readouterr().err == "fastbert: interrupted\n"
 
 
+def heed_interrupts() -> None:
+    """Undo what a shell does to a job in the background: it makes it ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def wait_for(path: Path) -> None:
     for _ in range(600):
         if any(path.glob(".*.tmp")):
@@ -171,7 +176,9 @@ def test_a_signal_while_embedding_leaves_no_file(number, code, tmp_path):
     out = tmp_path / "v.npy"
     out.write_bytes(b"old")
     command = [*CLI, "embed", "-", "-o", str(out)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed_interrupts
+    ) as process:
         wait_for(tmp_path)
         process.stdin.write(b"one line\n")
         process.stdin.flush()
@@ -180,6 +187,29 @@ def test_a_signal_while_embedding_leaves_no_file(number, code, tmp_path):
         assert b"Traceback" not in process.stderr.read()
     assert [path.name for path in tmp_path.iterdir()] == ["v.npy"]
     assert out.read_bytes() == b"old"
+
+
+def test_an_interrupt_inside_compiled_text_is_130_too():
+    code = (
+        "import sys\nfrom fastbert.cli import info, main\n"
+        "def run(args):\n    exec('raise KeyboardInterrupt')\n"
+        "info.run = run\nsys.exit(main(['info']))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (result.returncode, result.stderr) == (130, b"fastbert: interrupted\n")
+
+
+def test_a_signal_during_a_heavy_import_waits_for_its_end():
+    order = []
+
+    def import_while_stopped():
+        with common.terminate_cleanly(), common.signals_deferred():
+            os.kill(os.getpid(), signal.SIGTERM)
+            order.append("imported")
+
+    with pytest.raises(SystemExit, match="143"):
+        import_while_stopped()
+    assert order == ["imported"]
 
 
 def test_an_ignored_hangup_stays_ignored():
@@ -207,7 +237,9 @@ def test_a_closed_pipe_is_quiet(arguments):
 
 def test_a_full_device_and_a_closed_stdout_are_told():
     with Path("/dev/full").open("wb") as full:
-        result = subprocess.run([*CLI, "info"], stdout=full, stderr=subprocess.PIPE, check=False)
+        result = subprocess.run(
+            [*CLI, "info"], stdout=full, stderr=subprocess.PIPE, env=buffered(), check=False
+        )
     assert result.returncode == 1
     assert result.stderr == b"fastbert: error: No space left on device\n"
     result = subprocess.run(

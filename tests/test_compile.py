@@ -6,7 +6,7 @@ import logging
 
 import pytest
 import torch
-from parity import NO_SEED, bounds, random_batch, randn, work_of
+from parity import NO_SEED, bounds, randn, random_batch, work_of
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from fastbert import ops
@@ -179,7 +179,11 @@ def embedded(number):
     return {"inputs_embeds": embeds, "attention_mask": inputs["attention_mask"]}
 
 
-MAKERS = (padded, unmasked, with_everything, packed, embedded)
+MAKERS = [
+    padded,
+    packed,
+    *(pytest.param(make, marks=pytest.mark.slow) for make in (unmasked, with_everything, embedded)),
+]
 
 
 def compare(model, make, backend, batches, training):
@@ -240,9 +244,7 @@ def test_dropout_draws_anew_at_every_step():
     torch.manual_seed(4)
     d = fast(**inputs).last_hidden_state
     assert torch.equal(c, d)
-    for number in range(BATCHES):
-        fast(**padded(number)).last_hidden_state.sum().backward()
-    assert counter.frame_count <= MOST_GRAPHS
+    assert counter.frame_count == 1  # nor does a new seed mean a new graph
 
 
 def test_bad_ids_raise_from_a_compiled_model():

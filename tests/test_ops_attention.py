@@ -45,15 +45,15 @@ def test_gradients_where_rows_lie_beyond_the_last_sequence():
     assert gradcheck(lambda t: attend(t, bounds(2, 3)), qkv)
 
 
-@pytest.mark.parametrize("dropout_p", [0.0, 0.4])
-@pytest.mark.parametrize("lengths", [(3, 2), (2, 0, 3)])
-def test_schema(lengths, dropout_p):
-    qkv, cu = torch.randn(5, 3, 2, 4), bounds(*lengths)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("lengths", "dropout_p"), [((3, 2), 0.0), ((2, 0, 3), 0.4)])
+def test_schema(lengths, dropout_p, dtype):
+    qkv, cu = torch.randn(5, 3, 2, 4, dtype=dtype), bounds(*lengths)
     seed = SEED if dropout_p else NO_SEED
     rest = (cu, 3, work_of(cu), 0.5, dropout_p, seed)
     opcheck(torch.ops.fastbert.varlen_attention.default, (qkv, *rest))
     out, lse = reference_attention(qkv, cu, 0.5, dropout_p, seed)
-    args = (torch.randn(5, 2, 4), qkv, out, lse, *rest)
+    args = (torch.randn_like(out), qkv, out, lse, *rest)
     opcheck(torch.ops.fastbert.varlen_attention_backward.default, args)
 
 

@@ -105,9 +105,10 @@ def test_the_logits_never_stand_whole(dtype, monkeypatch):
     assert largest >= M * V * 4  # so the watch sees it where they do stand whole
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_schema(with_bias):
-    x, weight, bias = (t if t is None else t.float() for t in inputs(with_bias=with_bias))
+def test_schema(with_bias, dtype):
+    x, weight, bias = (t if t is None else t.to(dtype) for t in inputs(with_bias=with_bias))
     opcheck(torch.ops.fastbert.linear_cross_entropy.default, (x, weight, bias, LABELS, -100))
     _, lse = reference.linear_cross_entropy(x, weight, bias, LABELS)
     opcheck(

@@ -141,3 +141,14 @@ def test_work_on_the_device_is_that_of_the_host(lengths, tile):
     assert device.shape == (sum(lengths) // tile + len(lengths), 2)
     assert device[: len(host)].tolist() == host.tolist()
     assert (device[len(host) :] == -1).all()
+
+
+@given(st.integers(0, 6), st.integers(0, 9), st.integers(0, 2**31))
+def test_unpack_undoes_pack(B, S, seed):
+    mask = torch.randint(0, 2, (B, S), generator=torch.Generator().manual_seed(seed))
+    lengths, cu, indices, positions = ops.pack(mask)
+    x = randn(B * S, 3, seed=seed).view(B, S, 3)
+    rows = x.reshape(-1, 3)[indices]
+    assert torch.equal(ops.unpack(rows, indices, B, S), x * mask[..., None])
+    assert cu.diff().tolist() == lengths.tolist() == mask.sum(1).tolist()
+    assert positions.tolist() == mask.nonzero()[:, 1].tolist()

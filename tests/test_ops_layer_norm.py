@@ -26,19 +26,23 @@ def test_gradients(T, with_residual, dropout_p):
     assert gradcheck(lambda *t: ops.residual_layer_norm(*t, 1e-5, dropout_p, seed), leaves)
 
 
-@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
-@pytest.mark.parametrize("with_residual", [True, False])
-def test_schema(with_residual, dropout_p):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, None])
+@pytest.mark.parametrize(("with_residual", "dropout_p"), [(True, 0.0), (True, 0.3), (False, 0.3)])
+def test_schema(with_residual, dropout_p, dtype):
     seed = SEED if dropout_p else NO_SEED
-    x, residual, weight, bias = (t if t is None else t.float() for t in inputs(5, 8, with_residual))
+    given = [t if t is None else t.to(dtype or torch.float32) for t in inputs(5, 8, with_residual)]
+    x, residual, weight, bias = given
+    if dtype is None:  # as under autocast: the branch in 16 bits, the residual stream in 32
+        x = x.bfloat16()
     opcheck(
         torch.ops.fastbert.residual_layer_norm.default,
         (x, residual, weight, bias, 1e-5, dropout_p, seed),
     )
     mean, rstd = torch.randn(5), torch.rand(5) + 0.5
+    grad = torch.randn_like(x if residual is None else x + residual)
     opcheck(
         torch.ops.fastbert.residual_layer_norm_backward.default,
-        (torch.randn(5, 8), x, residual, weight, mean, rstd, dropout_p, seed),
+        (grad, x, residual, weight, mean, rstd, dropout_p, seed),
     )
 
 
@@ -116,7 +120,8 @@ def test_layout_changes_nothing():
         return ops.residual_layer_norm(*tensors, 1e-5, 0.0, NO_SEED)
 
     check_layouts(norm, inputs())
-    check_layouts(lambda x, w, b: norm(x, None, w, b), [t for t in inputs()[::2]] + inputs()[3:])
+    x, _, weight, bias = inputs()
+    check_layouts(lambda *t: norm(t[0], None, *t[1:]), (x, weight, bias))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -148,8 +153,6 @@ def test_autocast_keeps_the_norm_wide(dtype):
 )
 def test_it_refuses(changes, match):
     x, residual, weight, bias = inputs()
-    args = dict(
-        x=x, residual=residual, weight=weight, bias=bias, eps=1e-5, dropout_p=0.0, seed=NO_SEED
-    )
+    args = {"x": x, "residual": residual, "weight": weight, "bias": bias, "eps": 1e-5}
     with pytest.raises(ValueError, match=match):
-        ops.residual_layer_norm(**{**args, **changes})
+        ops.residual_layer_norm(**{**args, "dropout_p": 0.0, "seed": NO_SEED, **changes})

@@ -97,6 +97,16 @@ def test_seeds():
     assert first != second
 
 
+def test_autocast_ends_at_the_op():
+    """The public function casts; an op computes in what it is given."""
+    x, weight = X.float(), WEIGHT.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        out, _ = torch.ops.fastbert.linear.default(x, weight, None, "none", False)
+        assert torch.is_autocast_enabled("cpu")
+        assert (x @ weight.t()).dtype == torch.bfloat16
+    assert out.dtype == torch.float32
+
+
 def test_inference_mode():
     with torch.inference_mode():
         out = ops.linear(randn(5, 4), randn(6, 4), None, "gelu")

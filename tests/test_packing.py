@@ -173,6 +173,7 @@ def test_to_gives_tensors_that_share_no_memory():
     assert tensors.token_type_ids.tolist() == [0, 1, 1]
     tensors.input_ids[0] = 9
     assert packed.input_ids[0] == 1
+    assert tensors.to("meta").max_seqlen == 2  # nothing is read from a device
     again = tensors.to("cpu")  # tensors move on too
     assert again.input_ids.tolist() == [9, 2, 3]
     hidden = torch.arange(3.0)[:, None]

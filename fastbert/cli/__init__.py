@@ -88,14 +88,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _after_exit(stop)
     except KeyboardInterrupt:
         print("fastbert: interrupted", file=sys.stderr)
+        # Where the interrupt passed through code that Python compiled from a string, CPython
+        # (run_eval_code_obj) notes it as unhandled and would end by SIGINT, not with our code.
+        # The next such code takes the note back.
+        exec("")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         _silence_stdout()
         return EXIT_CLOSED_PIPE
     except COMMAND_ERRORS as error:
         print(error_line(error), file=sys.stderr)
+        _drop_unwritten()
         return exit_code_of(error)
     return code
+
+
+def _drop_unwritten() -> None:
+    """Write what stdout still holds, or drop it: at exit Python would complain once more."""
+    try:
+        flush_stdout()
+    except OSError:
+        _silence_stdout()
 
 
 def _after_exit(stop: SystemExit) -> int:

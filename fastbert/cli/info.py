@@ -9,7 +9,7 @@ from dataclasses import asdict
 from importlib import metadata, util
 from typing import Any
 
-from fastbert.cli.common import add_common_options
+from fastbert.cli.common import add_common_options, signals_deferred
 from fastbert.cli.machine import this_machine
 from fastbert.cli.outputs import stdout_bytes, to_bytes
 from fastbert.version import __version__
@@ -42,7 +42,6 @@ def run(args: argparse.Namespace) -> int:
     text = json.dumps(facts, indent=2, ensure_ascii=False) if args.json else render(facts)
     out = stdout_bytes()
     out.write(to_bytes(text + "\n"))
-    out.flush()
     return 0
 
 
@@ -88,7 +87,8 @@ def _implementations() -> tuple[str, ...]:
 def torch_facts() -> Facts:
     """Return what torch says about this machine, or why it can't be imported."""
     try:
-        import torch
+        with signals_deferred():
+            import torch
     except (ImportError, OSError) as error:  # OSError: a shared library of its own is missing
         return {"error": f"torch cannot be imported: {error}"}
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

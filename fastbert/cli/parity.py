@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastbert import ops
+from fastbert.cli.common import signals_deferred
 from fastbert.cli.padded import pad
 from fastbert.model import BertModel
 from fastbert.packing import Packed, pack, token_budget_batches
@@ -125,11 +126,13 @@ def transformers_installed() -> bool:
 
 def load_transformers(directory: Path, dtype: torch.dtype) -> Any:
     """Return transformers' own model of a directory, its loading reports silenced."""
-    import transformers
+    with signals_deferred():
+        import transformers
 
+        bert = transformers.BertModel  # transformers imports its modules at the first access
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    return transformers.BertModel.from_pretrained(
+    return bert.from_pretrained(
         directory, dtype=dtype, add_pooling_layer=False, local_files_only=True
     ).eval()
 

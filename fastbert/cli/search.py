@@ -98,7 +98,6 @@ def run(args: argparse.Namespace) -> int:
     for hit in hits:
         line = _json_line(hit) if args.json else _plain_line(hit, width)
         out.write(to_bytes(line + "\n"))
-    out.flush()
     return 0
 
 

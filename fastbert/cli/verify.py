@@ -7,7 +7,12 @@ import json
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from fastbert.cli.common import add_common_options, add_model_options, load_encoder
+from fastbert.cli.common import (
+    add_common_options,
+    add_model_options,
+    load_encoder,
+    signals_deferred,
+)
 from fastbert.cli.outputs import stdout_bytes, to_bytes
 
 if TYPE_CHECKING:
@@ -57,8 +62,9 @@ def run(args: argparse.Namespace) -> int:
 def measure(args: argparse.Namespace) -> Report:
     """Return every figure of the comparison under its name, and whether all bars are met."""
     from fastbert.cli.corpus import sample_texts
-    from fastbert.cli.parity import BARS, REFERENCE_BAR, transformers_installed
 
+    with signals_deferred():
+        from fastbert.cli.parity import BARS, REFERENCE_BAR, transformers_installed
     encoder = load_encoder(args)
     exact = load_exact(args)
     texts = sample_texts()
