@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fastbert.checkpoint import CheckpointError
     from fastbert.config import BertConfig
     from fastbert.engine import Engine
+    from fastbert.messages import TruncationWarning
     from fastbert.model import BertModel
     from fastbert.packing import Packed, pack, unpack
     from fastbert.sentence_encoder import SentenceEncoder
@@ -30,6 +31,7 @@ _ROOMS = {
     "Engine": "engine",
     "Packed": "packing",
     "SentenceEncoder": "sentence_encoder",
+    "TruncationWarning": "messages",
     "pack": "packing",
     "unpack": "packing",
 }
@@ -43,6 +45,7 @@ __all__ = [
     "Engine",
     "Packed",
     "SentenceEncoder",
+    "TruncationWarning",
     "__version__",
     "pack",
     "unpack",

@@ -55,6 +55,15 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def product_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which attention multiplies data of `dtype`.
+
+    float16 ends at 65504: a score of two long vectors or a sum of values before it is divided
+    passes that, and one inf makes a row of NaN.
+    """
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
 def dropout(x: Tensor, dropout_p: float, generator: torch.Generator | None) -> Tensor:
     """Return x, each element dropped with probability `dropout_p`, else scaled by 1/(1 - p)."""
     if generator is None:
@@ -155,7 +164,7 @@ def varlen_attention(
     lse = qkv.new_zeros((qkv.shape[2], qkv.shape[0]), dtype=statistics_dtype(qkv.dtype))  # (H, T)
     generator = seeded(dropout_p, seed)
     for rows in segments(cu_seqlens):
-        q, k, v = qkv[rows].permute(1, 2, 0, 3)  # (H, S, D) each
+        q, k, v = qkv[rows].to(product_dtype(qkv.dtype)).permute(1, 2, 0, 3)  # (H, S, D) each
         scores = (q @ k.transpose(1, 2)).to(lse.dtype).mul_(scale)  # (H, S, S)
         top = scores.amax(-1, keepdim=True)  # (H, S, 1)
         # The softmax by its parts: one exponential serves it and the log-sum-exp, and dividing
@@ -164,7 +173,7 @@ def varlen_attention(
         weights = scores.sub_(top).exp_()
         total = weights.sum(-1, keepdim=True)  # (H, S, 1)
         lse[:, rows] = (top + total.log())[..., 0]
-        kept = dropout(weights.to(qkv.dtype), dropout_p, generator)
+        kept = dropout(weights.to(q.dtype), dropout_p, generator)
         out[rows] = ((kept @ v) / total).to(qkv.dtype).transpose(0, 1)
     return out, lse
 
@@ -173,7 +182,7 @@ def attention_weights(qkv: Tensor, cu_seqlens: Tensor, scale: float) -> list[Ten
     """The softmax of each sequence, B tensors (H, S, S), for those who want to look at it."""
     weights = []
     for rows in segments(cu_seqlens, keep_empty=True):
-        q, k, _ = qkv[rows].permute(1, 2, 0, 3)  # (H, S, D)
+        q, k, _ = qkv[rows].to(product_dtype(qkv.dtype)).permute(1, 2, 0, 3)  # (H, S, D)
         scores = (q @ k.transpose(1, 2)).to(statistics_dtype(qkv.dtype)) * scale
         weights.append(torch.softmax(scores, dim=-1).to(qkv.dtype))
     return weights

@@ -15,6 +15,7 @@ from fastbert.reference import (
     dropout,
     embedding_sum,
     logit_chunks,
+    product_dtype,
     residual_sum,
     seeded,
     segments,
@@ -103,17 +104,17 @@ def varlen_attention_backward(
     dS = P∘(dP - rowsum(dO∘O))·scale, dQ = dS K, dK = dSᵀ Q (Dao et al. 2022, appendix B.2).
     """
     d_qkv = torch.zeros_like(qkv, memory_format=torch.contiguous_format)
-    generator = seeded(dropout_p, seed)
+    generator, product = seeded(dropout_p, seed), product_dtype(qkv.dtype)
     for rows in segments(cu_seqlens):
-        q, k, v = qkv[rows].permute(1, 2, 0, 3)  # (H, S, D)
-        d_out = grad[rows].transpose(0, 1)  # (H, S, D)
+        q, k, v = qkv[rows].to(product).permute(1, 2, 0, 3)  # (H, S, D)
+        d_out = grad[rows].to(product).transpose(0, 1)  # (H, S, D)
         scores = (q @ k.transpose(1, 2)).to(lse.dtype) * scale  # (H, S, S)
         weights = torch.exp(scores - lse[:, rows, None])
-        factors = dropout(torch.ones_like(weights, dtype=qkv.dtype), dropout_p, generator)
+        factors = dropout(torch.ones_like(weights, dtype=product), dropout_p, generator)
         d_weights = (d_out @ v.transpose(1, 2)).to(lse.dtype) * factors
         delta = (d_out.to(lse.dtype) * out[rows].transpose(0, 1)).sum(-1, keepdim=True)  # (H, S, 1)
-        d_scores = (weights * (d_weights - delta) * scale).to(qkv.dtype)
-        kept = (weights * factors).to(qkv.dtype)
+        d_scores = (weights * (d_weights - delta) * scale).to(product)
+        kept = (weights * factors).to(product)
         d_qkv[rows, 0] = (d_scores @ k).transpose(0, 1)
         d_qkv[rows, 1] = (d_scores.transpose(1, 2) @ q).transpose(0, 1)
         d_qkv[rows, 2] = (kept.transpose(1, 2) @ d_out).transpose(0, 1)

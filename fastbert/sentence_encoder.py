@@ -20,6 +20,7 @@ from fastbert import ops
 from fastbert.checks import check_choice, check_int
 from fastbert.engine import DTYPES, Engine
 from fastbert.hub import resolve_directory
+from fastbert.messages import TruncationWarning
 from fastbert.model import BertModel
 from fastbert.packing import Packed, pack, token_budget_batches
 from fastbert.quantize import PRECISIONS, quantize
@@ -148,7 +149,7 @@ class SentenceEncoder:
             ValueError: on an unknown prompt, output or precision, or a text UTF-8 can't hold.
 
         Warns:
-            UserWarning: how many texts were longer than `max_length` and were cut.
+            TruncationWarning: how many texts were longer than `max_length` and were cut.
         """
         texts, single = _texts(inputs, sentences)
         check_int("batch_size", batch_size, 1, 2**31 - 1)
@@ -213,11 +214,7 @@ class SentenceEncoder:
             texts = [self._prepared(prompt + text) for text in _checked(texts)]
         ids, _, cut = self.tokenizer.encode_ids(texts, max_length=self.max_length)
         if cut:
-            warnings.warn(
-                f"{cut} of {len(texts)} text(s) were longer than {self.max_length} tokens and were"
-                " cut there",
-                stacklevel=3,
-            )
+            warnings.warn(TruncationWarning(cut, len(texts), self.max_length), stacklevel=3)
         if not prompt or self.settings.pooling.include_prompt:
             return ids, 0
         alone, _, _ = self.tokenizer.encode_ids([self._prepared(prompt)])

@@ -82,6 +82,17 @@ def test_a_batch_gives_what_each_text_gives(dtype):
         start += length
 
 
+@pytest.mark.parametrize("dtype", LOW)
+def test_extreme_values_stay_finite(dtype):
+    """Scores and sums beyond 65504, where float16 ends, though every input and result fits."""
+    qkv = torch.full((512, 3, 1, 64), 200.0, dtype=dtype, requires_grad=True)
+    out = attend(qkv, bounds(512), scale=0.125)
+    torch.testing.assert_close(out, torch.full_like(out, 200.0))
+    out.backward(torch.ones_like(out))
+    assert qkv.grad.isfinite().all()
+    torch.testing.assert_close(qkv.grad[:, 2], torch.ones_like(out), rtol=0.02, atol=0.02)
+
+
 def test_dropout_is_the_seeds_alone():
     qkv = torch.ones(40, 3, 2, 8)
     cu = bounds(40)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from fastbert import SentenceEncoder
+from fastbert import SentenceEncoder, TruncationWarning
 from fastbert.json_file import read_json_object, write_json
 from fastbert.safetensors_file import StoredTensor
 from fastbert.sentence_config import Dense, Normalize, Pooling, SentenceConfig
@@ -169,9 +169,12 @@ def test_bad_options(encoder: SentenceEncoder) -> None:
 
 def test_cut_texts_are_counted_once(encoder: SentenceEncoder) -> None:
     long = "word " * 400
-    with pytest.warns(UserWarning, match="2 of 3 text.*longer than 256 tokens") as caught:
+    with pytest.warns(TruncationWarning, match="2 texts are longer than 256 tokens") as caught:
         encoder.encode([long, "short", long])
     assert len(caught) == 1
+    warning = caught[0].message
+    assert isinstance(warning, TruncationWarning)
+    assert (warning.count, warning.total, warning.limit) == (2, 3, 256)
 
 
 def changed(minilm_dir: Path, target: Path, settings: SentenceConfig) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 import signal
 import sys
 import threading
@@ -15,15 +14,12 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Protocol, TextIO
 
+from fastbert.messages import TruncationWarning
+
 if TYPE_CHECKING:
     from fastbert.sentence_encoder import SentenceEncoder
 
 DTYPES = ("auto", "float32", "float64", "bfloat16", "float16")
-
-# What SentenceEncoder.encode warns with; anything else is shown as it is.
-_CUT = re.compile(
-    r"(?P<texts>\d+) of \d+ text\S* (?:was|were) longer than (?P<limit>\d+) tokens\b.*"
-)
 
 
 class CommandError(Exception):
@@ -85,7 +81,7 @@ class _UserMessages(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self._told: set[str] = set()
-        self._cut: Counter[str] = Counter()  # limit in tokens -> texts
+        self._cut: Counter[int] = Counter()  # limit in tokens -> texts
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take a log record."""
@@ -101,11 +97,10 @@ class _UserMessages(logging.Handler):
         line: str | None = None,
     ) -> None:
         """Take a warning; the signature is that of `warnings.showwarning`."""
-        cut = _CUT.fullmatch(str(message))
-        if cut is None:
-            self._tell(str(message))
+        if isinstance(message, TruncationWarning):
+            self._cut[message.limit] += message.count
         else:
-            self._cut[cut["limit"]] += int(cut["texts"])
+            self._tell(str(message))
 
     def _tell(self, message: str) -> None:
         line = " ".join(message.split())

@@ -8,12 +8,26 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata, resources
 from importlib.resources.abc import Traversable
 from typing import NamedTuple
 
 PACKAGE = "fastbert"
+# The files that a user meets by name; the rest of the package documents itself to its developers.
+ROOMS = (
+    "__init__.py",
+    "config.py",
+    "engine.py",
+    "hub.py",
+    "model.py",
+    "ops",
+    "packing.py",
+    "quantize.py",
+    "sentence_encoder.py",
+    "similarity.py",
+    "tokenizer.py",
+)
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -27,7 +41,9 @@ class Passage(NamedTuple):
 
 def passages() -> list[Passage]:
     """Return the documentation, paragraph by paragraph: the README first, then the docstrings."""
-    return [*readme_passages(readme()), *docstring_passages(resources.files(PACKAGE), PACKAGE)]
+    package = resources.files(PACKAGE)
+    rooms = [package / name for name in ROOMS]
+    return [*readme_passages(readme()), *docstring_passages(rooms, PACKAGE)]
 
 
 def sample_texts(count: int = 40, longest: int = 6000) -> list[str]:
@@ -69,17 +85,19 @@ def readme_passages(markdown: str) -> Iterator[Passage]:
 
 
 def _blocks(lines: list[str]) -> Iterator[tuple[int, str]]:
-    """Yield (line, text) of what blank lines separate; those inside a fence separate nothing."""
+    """Yield (line, text) of paragraphs and list items; inside a fence nothing separates."""
     block: list[str] = []
     start, fenced = 1, False
     for number, line in enumerate(lines, start=1):
         if line.lstrip().startswith("```"):
             fenced = not fenced
-        if not line.strip() and not fenced:
+        blank = not line.strip() or line.startswith("<!--")
+        if (blank or line.startswith("- ")) and not fenced:
             if block:
                 yield start, "\n".join(block)
             block = []
-            continue
+            if blank:
+                continue
         if not block:
             start = number
         block.append(line)
@@ -100,17 +118,18 @@ def _with_fences(blocks: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]
         yield held
 
 
-def docstring_passages(folder: Traversable, name: str) -> Iterator[Passage]:
-    """Yield the paragraphs of all public docstrings below ``folder``, files in order of name."""
-    for item in sorted(folder.iterdir(), key=lambda item: item.name):
+def docstring_passages(rooms: Iterable[Traversable], name: str) -> Iterator[Passage]:
+    """Yield the paragraphs of all public docstrings in files and folders, in order of name."""
+    for item in sorted(rooms, key=lambda item: item.name):
         if item.is_dir():
             if not item.name.startswith(("_", ".")):
-                yield from docstring_passages(item, f"{name}/{item.name}")
+                yield from docstring_passages(item.iterdir(), f"{name}/{item.name}")
         elif item.name.endswith(".py"):
             path = f"{name}/{item.name}"
             tree = ast.parse(item.read_text(encoding="utf-8"))
             module = item.name.removesuffix(".py")
-            yield from _of_node(tree, path, folder.name if module == "__init__" else module)
+            package = name.rpartition("/")[2]
+            yield from _of_node(tree, path, package if module == "__init__" else module)
 
 
 def _of_node(node: Documented, path: str, name: str) -> Iterator[Passage]:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 QUESTIONS = (
     "How can a file of texts be turned into vectors?",
-    "What happens to a text that is longer than the model can read?",
-    "How is it made sure that no half-written file is left behind?",
+    "What do the outputs hold where a token is masked?",
+    "Is anything downloaded without being asked for?",
 )
 HITS = 3
 WIDTH = 100
