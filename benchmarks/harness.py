@@ -109,12 +109,17 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Result:
-    """All measurements of a case, in the order of its candidates."""
+    """All measurements of a case, in the order of its candidates.
+
+    Attributes:
+        disturbance: cores that other processes kept busy while the rounds ran, NaN if unknown.
+    """
 
     case: str
     baseline: str
     work: Mapping[str, float]
     measurements: tuple[Measurement, ...]
+    disturbance: float = math.nan
 
     def find(self, name: str) -> Measurement | None:
         """The measurement of that candidate, None if it took no part."""
@@ -144,6 +149,7 @@ def measure(
     min_rounds: int = MIN_ROUNDS,
     clock: Callable[[], float] = time.perf_counter,
     progress: Callable[[str], None] | None = None,
+    others: Callable[[], float] = lambda: math.nan,
 ) -> Result:
     """Verify the candidates of a case, then time those that are right.
 
@@ -153,6 +159,7 @@ def measure(
         min_rounds: rounds that are run however long they take.
         clock: seconds from any start.
         progress: called with the candidate's name before each of its runs.
+        others: CPU seconds that other processes have used, from any start.
     """
     tell = progress or (lambda name: None)
     errors: dict[str, float] = {}
@@ -163,7 +170,9 @@ def measure(
     for candidate in right * WARM_UP:
         tell(candidate.name)
         candidate.run()
+    start, used = clock(), others()
     samples = _rounds(right, seconds, min_rounds, clock, tell)
+    elapsed = clock() - start
     return Result(
         case=case.name,
         baseline=case.baseline,
@@ -172,6 +181,7 @@ def measure(
             Measurement(c.name, errors[c.name], c.bound, tuple(samples.get(c.name, ())))
             for c in case.candidates
         ),
+        disturbance=(others() - used) / elapsed if elapsed > 0 else math.nan,
     )
 
 
@@ -222,6 +232,7 @@ def as_data(result: Result) -> dict[str, Any]:
         "case": result.case,
         "baseline": result.baseline,
         "work": dict(result.work),
+        "disturbance_cores": _finite(result.disturbance),
         "candidates": [_candidate_data(result, m) for m in result.measurements],
     }
 
@@ -231,7 +242,7 @@ def _candidate_data(result: Result, measured: Measurement) -> dict[str, Any]:
     return {
         "name": measured.name,
         "right": measured.right,
-        "error": measured.error if math.isfinite(measured.error) else None,  # JSON has no NaN
+        "error": _finite(measured.error),
         "bound": measured.bound,
         "seconds": list(measured.seconds),
         "median_s": None if spread is None else spread.median,
@@ -240,3 +251,8 @@ def _candidate_data(result: Result, measured: Measurement) -> dict[str, Any]:
         "speedup": None if speedup is None else speedup.median,
         "speedup_quartiles": None if speedup is None else [speedup.low, speedup.high],
     }
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None

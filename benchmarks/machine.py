@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
@@ -63,6 +64,20 @@ def gemm_flops(
         linear(x, weight)
         durations.append(clock() - start)
     return 2.0 * T * N * K / median(durations)
+
+
+def cpu_seconds_of_others(stat: Path = Path("/proc/stat")) -> float:
+    """CPU time that all other processes of this machine have used since it started.
+
+    NaN where the system has no such file. It counts in steps of 1/100 s on each core.
+    """
+    try:
+        first = stat.read_text(encoding="ascii").partition("\n")[0]
+    except OSError:
+        return math.nan
+    user, nice, system, _, _, irq, softirq, steal = map(int, first.split()[1:9])
+    busy = user + nice + system + irq + softirq + steal
+    return busy / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
 def _version(name: str) -> str | None:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from benchmarks import report
 from benchmarks.harness import MIN_ROUNDS, Case, Result, measure
-from benchmarks.machine import facts, gemm_flops
+from benchmarks.machine import cpu_seconds_of_others, facts, gemm_flops
 from benchmarks.peers import BASELINE, BOUNDS, PEERS, Peer, candidate, float64_truth
 from benchmarks.report import Group
 from benchmarks.sentence_encoder import text_case
@@ -31,6 +31,8 @@ from fastbert.hub import resolve_directory
 
 CASES = (*FIXED, *MIXED, "text")
 HERE = Path(__file__).resolve().parent
+QUIET = 0.1
+"""Cores that others may keep busy before a warning."""
 RESULTS_PAGE, RESULTS_PLOT = HERE / "README.md", HERE / "results.png"
 
 
@@ -151,7 +153,19 @@ def _run(case: Case, where: str, args: argparse.Namespace, bar: tqdm[None]) -> R
         bar.set_description(f"{where} {case.name}: {name}", refresh=False)
         bar.update()
 
-    return measure(case, seconds=args.seconds, min_rounds=args.min_rounds, progress=progress)
+    result = measure(
+        case,
+        seconds=args.seconds,
+        min_rounds=args.min_rounds,
+        progress=progress,
+        others=cpu_seconds_of_others,
+    )
+    if result.disturbance > QUIET:
+        sys.stderr.write(
+            f"{where} {case.name}: other processes kept {result.disturbance:.2f} cores busy;"
+            " its numbers are worth little\n"
+        )
+    return result
 
 
 def _case(name: str, subject: Subject, directory: Path, dtype: str, peers: dict[str, Peer]) -> Case:

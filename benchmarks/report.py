@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ def to_markdown(groups: Sequence[Group], facts: Facts) -> str:
             _by_candidate(group, _speedup),
             "The work, and what the first candidate makes of it. Share: of the"
             f" {group.gemm_flops / 1e9:.0f} GFLOP/s that torch's own large matrix product reaches"
-            " in this run.",
+            " in this run. Others: cores that other processes kept busy meanwhile.",
             _work_table(group),
         ]
     return "\n\n".join(parts) + "\n"
@@ -202,7 +203,8 @@ def _by_candidate(group: Group, cell: Callable[[Result, str], str]) -> str:
 
 
 def _work_table(group: Group) -> str:
-    header = ["", "texts", "real tokens", "padded", "real tokens/s", "GFLOP/s", "share", "error"]
+    units = ("texts", "real tokens", "padded", "real tokens/s", "GFLOP/s", "share", "error")
+    header = ["", *units, "others"]
     return _table(header, [_work_row(result, group.gemm_flops) for result in group.results])
 
 
@@ -219,6 +221,7 @@ def _work_row(result: Result, gemm_flops: float) -> list[str]:
         "–" if flops is None else f"{flops / 1e9:.0f}",
         "–" if flops is None else f"{flops / gemm_flops:.0%}",
         f"{first.error:.1e}",
+        "–" if math.isnan(result.disturbance) else f"{max(0.0, result.disturbance):.2f}",
     ]
 
 

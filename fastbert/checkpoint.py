@@ -9,21 +9,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastbert.atomic import atomic_write
 from fastbert.checkpoint_names import (
     LoadReport,
     canonical_names,
     canonical_tensors,
     check_shapes,
     compare_names,
-    fuse_qkv,
     qkv_parts,
-    split_names,
     split_qkv,
     tied_sources,
 )
 from fastbert.checks import short
-from fastbert.config import BertConfig
-from fastbert.json_file import read_json_object
+from fastbert.config import CONFIG_FILE, BertConfig
+from fastbert.json_file import json_text, read_json_object
 from fastbert.safetensors_file import (
     CheckpointError,
     StoredTensor,
@@ -43,12 +42,10 @@ __all__ = [
     "canonical_tensors",
     "check_shapes",
     "compare_names",
-    "fuse_qkv",
     "qkv_parts",
     "read_checkpoint",
     "read_safetensors",
     "save_checkpoint",
-    "split_names",
     "split_qkv",
     "tied_sources",
     "write_safetensors",
@@ -120,7 +117,7 @@ def save_checkpoint(
     *,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write `model.safetensors` and `config.json`, each atomically; transformers loads the result.
+    """Write `model.safetensors` and `config.json`, both or neither; transformers loads the result.
 
     The config's `dtype` becomes the one that holds every float tensor, since transformers loads in
     that dtype. The directory is made if absent; it may be the one that the tensors are mapped from.
@@ -138,9 +135,15 @@ def save_checkpoint(
     stored = [StoredTensor.of(name, value) for name, value in tensors.items()]
     root = Path(directory)
     root.mkdir(parents=True, exist_ok=True)
-    write_safetensors(root / WEIGHTS_FILE, stored, {**(metadata or {}), "format": "pt"})
     dtype = _common_dtype(stored)
-    (config if dtype is None else config.replace(dtype=dtype)).save_pretrained(root)
+    config = config if dtype is None else config.replace(dtype=dtype)
+    # The two belong together: the config lies on the disk, unnamed, before the weights are
+    # renamed, so that only a crash between two renames could part them.
+    with atomic_write(root / CONFIG_FILE, "w") as out:
+        out.write(json_text(config.to_dict()))
+        out.flush()
+        os.fsync(out.fileno())
+        write_safetensors(root / WEIGHTS_FILE, stored, {**(metadata or {}), "format": "pt"})
 
 
 def _common_dtype(tensors: list[StoredTensor]) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -24,7 +24,6 @@ _DECODER_BIAS = "cls.predictions.decoder.bias"
 _PREDICTIONS_BIAS = "cls.predictions.bias"
 
 _FUSED = re.compile(r"(.*\battention\.self)\.qkv\.(weight|bias)")
-_QUERY = re.compile(r"(.*\battention\.self)\.query\.(weight|bias)")
 _PARTS = ("query", "key", "value")  # the order of the rows in a fused tensor
 _LISTED = 20
 
@@ -147,11 +146,6 @@ def check_shapes(
             )
 
 
-def split_names(names: Iterable[str]) -> list[str]:
-    """Return the names with each fused `…attention.self.qkv.*` as query, key and value."""
-    return [part for name in names for part in qkv_parts(name) or (name,)]
-
-
 def qkv_parts(name: str) -> tuple[str, ...]:
     """Return the three names that a fused name stands for, `()` for any other name."""
     fused = _FUSED.fullmatch(name)
@@ -178,37 +172,6 @@ def split_qkv(arrays: Mapping[str, Array]) -> dict[str, Array]:
             raise CheckpointError(f"{name}: {len(rows)} rows, expected a multiple of three")
         C = len(rows) // 3
         result.update((part, rows[i * C : (i + 1) * C]) for i, part in enumerate(parts))
-    return result
-
-
-def fuse_qkv(
-    arrays: Mapping[str, Array], concatenate: Callable[[list[Array]], Array] | None = None
-) -> dict[str, Array]:
-    """Replace each query, key, value, (C, C) or (C,), by one qkv, (3C, C) or (3C,), in that order.
-
-    Args:
-        arrays: Canonical names to arrays with a `shape`.
-        concatenate: Joins a list along the first axis: `numpy.concatenate` by default, `torch.cat`.
-
-    Raises:
-        CheckpointError: A query without its key or value, or of another shape.
-    """
-    join: Callable[[list[Any]], Any] = concatenate or np.concatenate
-    result = dict(arrays)
-    for name in arrays:
-        query = _QUERY.fullmatch(name)
-        if not query:
-            continue
-        fused = f"{query[1]}.qkv.{query[2]}"
-        parts = qkv_parts(fused)
-        absent = [part for part in parts if part not in result]
-        if absent:
-            raise CheckpointError(f"{name} is there, {' and '.join(absent)} not")
-        rows: list[Any] = [result.pop(part) for part in parts]
-        shapes = [tuple(row.shape) for row in rows]
-        if len(set(shapes)) > 1:
-            raise CheckpointError(f"{fused}: query, key and value have the shapes {shapes}")
-        result[fused] = join(rows)
     return result
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import operator
+from typing import SupportsIndex
 
 
 def check_int(name: str, value: object, low: int, high: int) -> int:
     """Return `value` if it is an integer (no bool) from `low` to `high`, else raise ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         raise ValueError(f"{name} is {short(value)}, expected an integer")
-    if not low <= value <= high:
-        raise ValueError(f"{name} is {short(value)}, expected {low} to {high}")
-    return value
+    number = operator.index(value)  # NumPy's integers too
+    if not low <= number <= high:
+        raise ValueError(f"{name} is {short(number)}, expected {low} to {high}")
+    return number
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:

@@ -35,7 +35,7 @@ MAX_LABELS = 1_000_000
 _SIZES = {  # field -> largest value that any BERT could mean
     "vocab_size": 2**31 - 1,
     "hidden_size": 2**20,
-    "num_hidden_layers": 10_000,
+    "num_hidden_layers": 1_000,
     "num_attention_heads": 2**16,
     "intermediate_size": 2**24,
     "max_position_embeddings": 2**31 - 1,

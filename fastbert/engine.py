@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fastbert.checks import check_int
 from fastbert.config import BertConfig
+from fastbert.forks import set_threads
 from fastbert.model import BertModel
 from fastbert.packing import Packed
 from fastbert.pretrained import float_dtype
@@ -25,7 +26,7 @@ class Engine:
     Args:
         model: the encoder, in eval mode; its pooler does not matter, and it is not changed.
         threads: torch's threads for this engine's calls; None leaves torch's number alone. The
-            pool is the process's: the number stays set after a call.
+            pool is the process's: the number stays set after a call. A forked child has one.
 
     Raises:
         TypeError: if `model` is no `BertModel`.
@@ -91,12 +92,16 @@ class Engine:
 
         Raises:
             TypeError: if it is given anything else.
+            ValueError: if the batch's fields disagree, or the model was put into train mode.
             IndexError: if an id, type or position has no embedding; nothing was computed then.
         """
         if not isinstance(packed, Packed):
             raise TypeError(f"the engine takes a Packed, not {type(packed).__name__}")
-        if self.threads is not None and torch.get_num_threads() != self.threads:
-            torch.set_num_threads(self.threads)
+        packed.check()
+        if self._model.training:
+            raise ValueError("the engine's model was put into train mode: call its eval() first")
+        if self.threads is not None:
+            set_threads(self.threads)
         with torch.no_grad():
             hidden = self._model.encode(packed.to("cpu"))  # (T, C)
             wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32

@@ -74,6 +74,8 @@ def from_packed(
     Raises:
         IndexError: if an id, type or position lies outside its table.
     """
+    if not torch.compiler.is_compiling():
+        packed.check()
     leaves = isinstance(packed.input_ids, np.ndarray) and device.type != "cpu"
     if leaves and limits is not None and not torch.compiler.is_compiling():
         arrays = (packed.input_ids, packed.token_type_ids, packed.position_ids)

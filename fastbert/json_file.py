@@ -48,6 +48,11 @@ def write_json(file: str | os.PathLike[str], value: Any) -> None:
         TypeError: The value is not made of what JSON knows.
         OSError: The file can't be written; an old one is still there.
     """
-    text = json.dumps(value, indent=2)
+    text = json_text(value)
     with atomic_write(file, "w") as out:
-        out.write(text + "\n")
+        out.write(text)
+
+
+def json_text(value: Any) -> str:
+    """Return a value as indented JSON with a newline at the end; TypeError where it is none."""
+    return json.dumps(value, indent=2) + "\n"

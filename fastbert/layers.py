@@ -21,7 +21,6 @@ class ResidualLayerNorm(nn.LayerNorm):
     """LayerNorm(dropout(x) + residual) on (T, C) through `ops.residual_layer_norm`."""
 
     def forward(self, x: Tensor, residual: Tensor | None = None, dropout_p: float = 0.0) -> Tensor:
-        """(T, C), (T, C) → (T, C)."""
         """(T, C) → (T, C); nothing is dropped in eval mode."""
         dropout_p = dropout_p if self.training else 0.0
         seed = ops.draw_seed(dropout_p, x.device)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastbert import ops
@@ -18,8 +19,8 @@ from fastbert.outputs import BertModelOutput
 from fastbert.packing import Packed
 from fastbert.pretrained import PreTrainedModel
 
-Runner = Callable[[Packed], Tensor]
-"""An inference way: packed ids, types and positions in, hidden states (T, C) out."""
+Runner = Callable[[Packed], Tensor | NDArray[Any]]
+"""An inference way, an `Engine` say: packed ids, types, positions in, hidden states (T, C) out."""
 
 
 class BertPooler(nn.Module):
@@ -89,7 +90,9 @@ class BertModel(PreTrainedModel):
 
         Raises:
             TypeError, ValueError: if an argument is not as said.
-            IndexError: if an id, type or position of a real token has no embedding.
+            IndexError: if an id, type or position of a real token has no embedding. On a GPU, where
+                looking would stall, it comes with the next padded mask, or from
+                `ops.raise_if_flagged`.
         """
         inputs = self._inputs(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
@@ -101,7 +104,7 @@ class BertModel(PreTrainedModel):
         weights: list[list[Tensor]] | None = [] if want_weights else None
 
         if self._hands_over(inputs, states, weights):
-            hidden = self.runner(inputs.packed).to(self.dtype)  # type: ignore[misc]  # (T, C)
+            hidden = self._run(inputs.packed)  # (T, C)
         else:
             hidden = self.encoder(self._embed(inputs), inputs.packed, states, weights)
         output = BertModelOutput(
@@ -136,8 +139,11 @@ class BertModel(PreTrainedModel):
         packed = inputs.packed
         if inputs.embeds is not None:
             C = self.config.hidden_size
-            if inputs.embeds.shape[1] != C:
-                raise ValueError(f"inputs_embeds must be (B, S, {C})")
+            if inputs.embeds.shape[1] != C or inputs.embeds.dtype != self.dtype:
+                raise ValueError(
+                    f"inputs_embeds must be (B, S, {C}) in {self.dtype}, found width"
+                    f" {inputs.embeds.shape[1]} in {inputs.embeds.dtype}"
+                )
             return self.embeddings.from_embeds(
                 inputs.embeds, packed.token_type_ids, packed.position_ids
             )
@@ -153,6 +159,10 @@ class BertModel(PreTrainedModel):
     def _left_out(self, name: str) -> bool:
         return self.pooler is None and name.startswith("bert.pooler.")
 
+    def _run(self, packed: Packed) -> Tensor:
+        assert self.runner is not None  # for the type checker: `_hands_over` said so
+        return torch.as_tensor(self.runner(packed)).to(self.device, self.dtype)
+
     def get_input_embeddings(self) -> nn.Embedding:
         """The word embedding table, (V, C)."""
         return self.embeddings.word_embeddings
@@ -160,6 +170,7 @@ class BertModel(PreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the word embedding table."""
         self.embeddings.word_embeddings = value
+        self.config = self.config.replace(vocab_size=value.num_embeddings)
 
 
 def _either(asked: bool | None, configured: bool) -> bool:

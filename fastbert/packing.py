@@ -36,14 +36,14 @@ class Packed:
         position_ids: (T,) positions, counted from 0 in every sequence.
         lengths: (B,) int32, tokens of each sequence; 0 is allowed.
         cu_seqlens: (B + 1,) int32, running sum of the lengths, starting with 0.
-        max_seqlen: the longest length, on the host (0 for an empty batch).
+        max_seqlen: no sequence is longer; on the host. `pack` gives the longest length.
         work: (W, 2) int32, the attention work list: (sequence, query tile) with tiles of
             `QUERY_TILE` rows, longest sequences first so that no program idles at the end.
 
     The arrays are NumPy's as `pack` makes them, or tensors on one device after `to`.
 
     Raises:
-        ValueError: if the fields do not describe one batch.
+        TypeError, ValueError: if arrays do not describe one batch; tensors are checked by `check`.
     """
 
     input_ids: Any  # (T,)
@@ -57,6 +57,17 @@ class Packed:
     def __post_init__(self) -> None:
         if isinstance(self.cu_seqlens, np.ndarray):
             _check(self)
+
+    def check(self) -> None:
+        """Raise unless the fields describe one batch; tensors on a device by shape and type only.
+
+        Arrays are checked when they are put together, tensors where a model takes them.
+
+        Raises:
+            TypeError: if a field is no array or tensor of integers.
+            ValueError: if the fields disagree.
+        """
+        _check(self)
 
     @property
     def batch_size(self) -> int:
@@ -214,8 +225,38 @@ def _flatten(name: str, rows: Sequence[Any], total: int) -> NDArray[np.int32]:
     return flat.astype(np.int32)
 
 
+def _array(name: str, value: Any) -> NDArray[Any] | None:
+    """The field as an array, None for a tensor whose values only a device read would show."""
+    if isinstance(value, np.ndarray):
+        array: NDArray[Any] = value
+    elif hasattr(value, "device") and hasattr(value, "numpy"):
+        if value.is_floating_point() or value.is_complex():
+            raise TypeError(f"{name} must hold integers, not {value.dtype}")
+        if value.device.type != "cpu":
+            return None
+        array = value.numpy()
+    else:
+        raise TypeError(f"{name} must be an array or a tensor, not {type(value).__name__}")
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must hold integers, not {array.dtype}")
+    return array
+
+
 def _check(packed: Packed) -> None:
-    bounds, total = packed.cu_seqlens, packed.total
+    total = len(packed.input_ids) if hasattr(packed.input_ids, "__len__") else 0
+    arrays = {name: _array(name, getattr(packed, name)) for name in _FIELDS}
+    for name in ("input_ids", "token_type_ids", "position_ids"):
+        if tuple(getattr(packed, name).shape) != (total,):
+            raise ValueError(f"{name} must have shape ({total},), the number of tokens")
+    shape = tuple(packed.work.shape)
+    if len(shape) != 2 or shape[1] != 2:
+        raise ValueError(f"work must have shape (W, 2), not {shape}")
+    bounds, lengths = arrays["cu_seqlens"], arrays["lengths"]
+    if bounds is not None and lengths is not None:
+        _check_bounds(bounds, lengths, total, packed.max_seqlen)
+
+
+def _check_bounds(bounds: NDArray[Any], lengths: NDArray[Any], total: int, max_seqlen: int) -> None:
     if bounds.ndim != 1 or bounds.size < 1 or int(bounds[0]) != 0:
         raise ValueError("cu_seqlens must be a 1-D array that starts with 0")
     steps = np.diff(bounds)
@@ -223,14 +264,8 @@ def _check(packed: Packed) -> None:
         raise ValueError("cu_seqlens must not fall")
     if int(bounds[-1]) != total:
         raise ValueError(f"cu_seqlens ends at {int(bounds[-1])}, input_ids holds {total} tokens")
-    if not np.array_equal(steps, packed.lengths):
+    if not np.array_equal(steps, lengths):
         raise ValueError("lengths must be the differences of cu_seqlens")
-    if packed.max_seqlen != int(steps.max(initial=0)):
-        raise ValueError(
-            f"max_seqlen is {packed.max_seqlen}, the longest length is {steps.max(initial=0)}"
-        )
-    for name in ("token_type_ids", "position_ids"):
-        if getattr(packed, name).shape != (total,):
-            raise ValueError(f"{name} must have shape ({total},)")
-    if packed.work.ndim != 2 or packed.work.shape[1] != 2:
-        raise ValueError(f"work must have shape (W, 2), not {packed.work.shape}")
+    longest = int(steps.max(initial=0))
+    if not isinstance(max_seqlen, int) or max_seqlen < longest:
+        raise ValueError(f"max_seqlen is {max_seqlen!r}, the longest length is {longest}")

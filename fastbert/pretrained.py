@@ -33,6 +33,8 @@ _FLOATS = {
     "float16": torch.float16,
 }
 
+_STORED = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
 
 def float_dtype(dtype: torch.dtype | str) -> torch.dtype:
     """The torch dtype of that name.
@@ -44,6 +46,24 @@ def float_dtype(dtype: torch.dtype | str) -> torch.dtype:
     if name not in _FLOATS:
         raise ValueError(f"dtype must be one of {', '.join(_FLOATS)}, not {dtype!r}")
     return _FLOATS[name]
+
+
+def check_device(device: torch.device | str) -> torch.device:
+    """The device, if this torch and machine have it.
+
+    Raises:
+        ValueError: if they don't, or it is no device's name.
+    """
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is no device's name ({error})") from None
+    if wanted.type == "cuda" and not torch.cuda.is_available():
+        build = "a CPU build" if torch.version.cuda is None else "a CUDA build without a GPU"
+        raise ValueError(
+            f"device is {str(wanted)!r}, but this torch ({build}) finds no CUDA device"
+        )
+    return wanted
 
 
 class PreTrainedModel(nn.Module):
@@ -85,6 +105,7 @@ class PreTrainedModel(nn.Module):
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         allow_pickle: bool = False,
+        revision: str | None = None,
         config: BertConfig | None = None,
         **options: Any,
     ) -> Self:
@@ -96,18 +117,21 @@ class PreTrainedModel(nn.Module):
                 first floating-point tensor has), as transformers 5 does.
             device: where to; None is the CPU.
             allow_pickle: open ``pytorch_model.bin`` where there is no safetensors file.
+            revision: branch, tag or commit of a hub id.
             config: instead of the directory's.
             options: passed to the class, e.g. ``add_pooling_layer=False``.
 
         Raises:
             FileNotFoundError: if there is no such model, or no weights in it.
+            ValueError: on a dtype or device that is not to be had.
             CheckpointError: if the weights are not what they claim, if a size disagrees with the
                 config, or if no tensor of the model is among them.
 
         Warns:
             UserWarning: names tensors that are missing (they start at random) or unexpected.
         """
-        directory = resolve_directory(path_or_id, allow_pickle=allow_pickle)
+        place = check_device(device or "cpu")
+        directory = resolve_directory(path_or_id, revision=revision, allow_pickle=allow_pickle)
         config = BertConfig.from_pretrained(directory) if config is None else config
         tensors = canonical_tensors(read_checkpoint(directory, allow_pickle=allow_pickle))
         wanted = _wanted_dtype(dtype, config, tensors)
@@ -115,7 +139,7 @@ class PreTrainedModel(nn.Module):
             model = cls(config, **options)
         missing = model._load(tensors, wanted, str(directory))
         model._materialise(missing, wanted)
-        return model.to(device or "cpu").eval()
+        return model.to(place).eval()
 
     def _load(
         self, tensors: dict[str, StoredTensor], dtype: torch.dtype, source: str
@@ -133,6 +157,12 @@ class PreTrainedModel(nn.Module):
             warnings.warn(f"{source}: {report}", stacklevel=3)
         for absent, there in tied_sources(tensors, tie_word_embeddings=tied).items():
             tensors[absent] = tensors[there]
+        whole = [name for name in shapes if name in tensors and tensors[name].dtype not in _STORED]
+        if whole:
+            raise CheckpointError(
+                f"{source}: {whole[0]} holds {tensors[whole[0]].dtype} numbers, expected floating"
+                " point (quantised checkpoints are not supported)"
+            )
         prefix = self.checkpoint_prefix
         state = {
             name.removeprefix(prefix): tensors[name].torch().to(dtype)
@@ -226,6 +256,5 @@ def _wanted_dtype(
         return float_dtype(dtype)
     if config.dtype is not None:
         return float_dtype(config.dtype)
-    stored = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-    names = (stored[t.dtype] for t in tensors.values() if t.dtype in stored)
+    names = (_STORED[t.dtype] for t in tensors.values() if t.dtype in _STORED)
     return float_dtype(next(names, "float32"))

@@ -23,6 +23,7 @@ from fastbert.hub import resolve_directory
 from fastbert.messages import TruncationWarning
 from fastbert.model import BertModel
 from fastbert.packing import Packed, pack, token_budget_batches
+from fastbert.pretrained import check_device
 from fastbert.quantize import PRECISIONS, quantize
 from fastbert.sentence_config import SentenceConfig
 from fastbert.sentence_steps import apply_steps, pool_tokens, without_prompt
@@ -102,8 +103,8 @@ class SentenceEncoder:
         return self.dimension
 
     def to(self, device: torch.device | str) -> SentenceEncoder:
-        """Move to a device."""
-        self.model.to(device)
+        """Move to a device; ValueError where there is none of that name."""
+        self.model.to(check_device(device))
         return self
 
     def encode(
@@ -159,6 +160,7 @@ class SentenceEncoder:
         keep = self._kept_dimension(truncate_dim)
         if device is not None:
             self.to(device)
+        self.model.eval()
         ids, prompt_tokens = self._tokenise(texts, self._prompt(prompt_name, prompt))
         batches = self._batches(ids, batch_size * TOKENS_PER_TEXT, show_progress_bar)
         if output_value is None or output_value == "token_embeddings":
@@ -174,13 +176,13 @@ class SentenceEncoder:
         result = quantize(vectors, precision)
         return _converted(result, single, convert_to_numpy, convert_to_tensor, self.device)
 
-    def encode_query(self, inputs: str | Sequence[str], **options: Any) -> Any:
+    def encode_query(self, inputs: str | Sequence[str] | None = None, **options: Any) -> Any:
         """`encode` with the directory's prompt ``query``, where no other is named."""
         if options.get("prompt_name") is None and options.get("prompt") is None:
             options["prompt_name"] = "query" if "query" in self.settings.prompts else None
         return self.encode(inputs, **options)
 
-    def encode_document(self, inputs: str | Sequence[str], **options: Any) -> Any:
+    def encode_document(self, inputs: str | Sequence[str] | None = None, **options: Any) -> Any:
         """`encode` with the directory's prompt for documents, where no other is named."""
         if options.get("prompt_name") is None and options.get("prompt") is None:
             names = (name for name in _DOCUMENT_PROMPTS if name in self.settings.prompts)
@@ -191,6 +193,16 @@ class SentenceEncoder:
         """(A, B) scores of each vector of the first with each of the second, see `similarity`."""
         return similarity(embeddings1, embeddings2, self.settings.similarity_fn_name)
 
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+        """Write model, tokenizer and settings as a directory that sentence-transformers loads.
+
+        Raises:
+            OSError: a file can't be written; old ones are still there.
+        """
+        self.model.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
+        self.settings.save(directory)
+
     def _kept_dimension(self, truncate_dim: int | None) -> int:
         wanted = self.settings.truncate_dim if truncate_dim is None else truncate_dim
         if wanted is None:
@@ -200,6 +212,8 @@ class SentenceEncoder:
     def _prompt(self, name: str | None, prompt: str | None) -> str:
         prompts = self.settings.prompts
         if prompt is not None:
+            if not isinstance(prompt, str):
+                raise TypeError(f"prompt is a {type(prompt).__name__}, expected str")
             return prompt
         name = self.settings.default_prompt_name if name is None else name
         if name is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
 from tokenizers import AddedToken
 
+from fastbert.messages import TruncationWarning
 from fastbert.tokenization import backend as backends
 from fastbert.tokenization import files
 from fastbert.tokenization.batch_encoding import BatchEncoding
@@ -261,10 +263,17 @@ class BertTokenizer(TokenIds):
         max_length: SupportsIndex | None = None,
         truncation: bool | str = True,
     ) -> Packed:
-        """Turn texts into one packed batch without padding; arguments as `encode_ids`."""
+        """Turn texts into one packed batch without padding; arguments and errors as `encode_ids`.
+
+        Warns:
+            TruncationWarning: texts were cut although no `max_length` asked for it.
+        """
         from fastbert.packing import pack
 
         encoded = self.encode_ids(texts, pairs, max_length=max_length, truncation=truncation)
+        if encoded.truncated and max_length is None:
+            cut = TruncationWarning(encoded.truncated, len(encoded.ids), self.model_max_length)
+            warnings.warn(cut, stacklevel=2)
         return pack(encoded.ids, encoded.types)
 
     def _padding(self, options: CallOptions) -> tuple[int, str] | None:

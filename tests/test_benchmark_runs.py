@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from fastbert import BertConfig, BertModel
 
 model = benchmarks("model")
 op_benchmarks = benchmarks("conftest")
+machine = benchmarks("machine")
 peers = benchmarks("peers")
 workload = benchmarks("workload")
 
@@ -137,6 +139,16 @@ def test_an_op_that_is_right_gets_its_rate() -> None:
     op_benchmarks.Meter(benchmark, rates)(lambda: truth.float(), truth, torch.float32, flops=3e9)
     assert benchmark.extra_info == {"error": 0.0, "GFLOP/s": 6.0}
     assert "6.0 GFLOP/s" in rates.lines[0]
+
+
+def test_cpu_time_of_others_leaves_out_idling_and_our_own(tmp_path: Path) -> None:
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  1000 200 300 90000 5000 40 50 60 1000 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n")
+    before = time.process_time()
+    others = machine.cpu_seconds_of_others(stat)
+    busy = 1650 / os.sysconf("SC_CLK_TCK")  # guests are in user's time already
+    assert busy - time.process_time() <= others <= busy - before
+    assert np.isnan(machine.cpu_seconds_of_others(tmp_path / "absent"))
 
 
 def run_in_checkout(*command: str) -> subprocess.CompletedProcess[str]:

@@ -122,6 +122,17 @@ def test_rounds_go_on_until_the_time_is_over(seconds: float, rounds: int) -> Non
     assert len(found.find("a").seconds) == len(found.find("b").seconds) == rounds
 
 
+def test_a_neighbour_that_keeps_cores_busy_is_reported() -> None:
+    lab = Lab()
+    busy = lab.candidate("a", lambda _: 2.0)
+    quiet = lab.measure(busy, others=lambda: 7.0)
+    assert quiet.disturbance == 0.0
+    disturbed = lab.measure(busy, others=lambda: 1.5 * lab.clock.now)
+    assert disturbed.disturbance == pytest.approx(1.5)
+    assert harness.as_data(disturbed)["disturbance_cores"] == pytest.approx(1.5)
+    assert harness.as_data(lab.measure(busy))["disturbance_cores"] is None
+
+
 def test_without_its_baseline_a_case_has_times_and_no_ratios() -> None:
     lab = Lab()
     found = lab.measure(

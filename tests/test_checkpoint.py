@@ -168,6 +168,25 @@ def test_saving_onto_the_mapped_file(tmp_path: Path, minilm_dir: Path) -> None:
         np.testing.assert_array_equal(views[name], array)
 
 
+def test_weights_and_config_are_saved_both_or_neither(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path, {"a": np.ones(3)}, BertConfig(vocab_size=50))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    real, calls = os.fsync, []
+
+    def full_at_the_second(descriptor: int) -> None:  # the config fits, the weights don't
+        calls.append(descriptor)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full_at_the_second)
+    with pytest.raises(OSError, match=r"No space left.*model\.safetensors"):
+        save_checkpoint(tmp_path, {"a": np.zeros(4)}, BertConfig(vocab_size=60))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_saving_to_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = BertConfig(hidden_size=24)
     save_checkpoint(tmp_path, {"a": np.ones(3)}, config, metadata={"step": "1"})
@@ -180,7 +199,7 @@ def test_saving_to_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"No space left.*model\.safetensors"):
+    with pytest.raises(OSError, match=r"No space left.*config\.json"):
         save_checkpoint(tmp_path, {"a": np.zeros(3)}, config)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 

@@ -147,6 +147,9 @@ def test_a_full_disk_leaves_the_old_file(text_file, tmp_path, capsys, monkeypatc
         def __init__(self, file):
             self.file = file
 
+        def seekable(self):
+            return True
+
         def write(self, data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -131,6 +131,8 @@ def test_a_line_without_end_is_refused_in_bounded_memory(tmp_path, monkeypatch):
     assert len(read(tmp_path, b"a" * 99 + b"\n")[0].text) == 99
     with pytest.raises(CommandError, match=r"a\.txt:2: a line of more than 100 bytes"):
         read(tmp_path, b"x\n" + b"a" * 101 + b"\n")
+    kept = read(tmp_path, b"short\n" + b"a" * 350 + b"\nend\n", skip_bad=True)
+    assert [(record.line, record.text) for record in kept] == [(1, "short"), (3, "end")]
     monkeypatch.undo()
     with pytest.raises(CommandError, match="/dev/zero:1: a line of more than"):
         list(RecordReader(["/dev/zero"]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -85,5 +87,36 @@ def test_bad_input(model: BertModel) -> None:
         Engine.from_pretrained(dtype="int8")
     with pytest.raises(ValueError, match="train mode"):
         Engine(BertModel(model.config))
+    later = BertModel(model.config).eval()
+    engine = Engine(later)
+    later.train()
+    with pytest.raises(ValueError, match="train mode"):
+        engine(batch())
     with pytest.raises(TypeError, match="must be a BertModel"):
         Engine(model.config)
+
+
+def test_a_model_hands_over_to_its_engine(model: BertModel) -> None:
+    other = BertModel(model.config).eval()
+    other.runner = Engine(model)
+    ids = torch.tensor([[1, 2, 3, 0], [4, 5, 0, 0]])
+    with torch.no_grad():
+        got, expected = other(ids, ids != 0), model(ids, ids != 0)
+    assert torch.equal(got.last_hidden_state, expected.last_hidden_state)
+
+
+def test_a_batch_of_tensors_is_checked(model: BertModel) -> None:
+    good = batch().to("cpu")
+    wrong = {
+        "cu_seqlens": torch.tensor([0, 9, 3, 8], dtype=torch.int32),
+        "lengths": torch.tensor([4, 0, 4], dtype=torch.int32),
+        "input_ids": good.input_ids.float(),
+        "position_ids": good.position_ids[:3],
+        "max_seqlen": 4,
+        "work": [[0, 0]],
+    }
+    for name, value in wrong.items():
+        bad = replace(good, **{name: value})
+        for call in (Engine(model), model):
+            with pytest.raises((TypeError, ValueError)):
+                call(bad)

@@ -133,7 +133,7 @@ def test_it_refuses(model, changes, error, match):
         (torch.zeros(B, S, C + 1), ValueError, r"inputs_embeds must be \(B, S, 32\)"),
         (torch.zeros(B, S), ValueError, r"\(B, S, C\), not \(4, 9\)"),
         (torch.zeros(B, S, C, dtype=torch.int64), TypeError, "floating-point"),
-        (torch.zeros(B, S, C, dtype=torch.float64), ValueError, "share one dtype"),
+        (torch.zeros(B, S, C, dtype=torch.float64), ValueError, "in torch.float32, found"),
     ],
 )
 def test_it_refuses_embeddings(model, embeds, error, match):

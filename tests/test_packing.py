@@ -147,7 +147,7 @@ def test_unpack_gives_views_one_a_text():
         ({"cu_seqlens": np.array([0, 4, 3], np.int32)}, "must not fall"),
         ({"cu_seqlens": np.array([0, 2, 4], np.int32)}, "ends at 4, input_ids holds 3"),
         ({"lengths": np.array([1, 2], np.int32)}, "differences of cu_seqlens"),
-        ({"max_seqlen": 3}, "max_seqlen is 3, the longest length is 2"),
+        ({"max_seqlen": 1}, "max_seqlen is 1, the longest length is 2"),
         ({"token_type_ids": np.zeros(2, np.int32)}, r"token_type_ids must have shape \(3,\)"),
         ({"position_ids": np.zeros((3, 1), np.int32)}, r"position_ids must have shape \(3,\)"),
         ({"work": np.zeros(3, np.int32)}, r"work must have shape \(W, 2\)"),

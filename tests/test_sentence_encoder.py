@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import threading
+import subprocess
+import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -239,18 +241,57 @@ def test_lower_casing_of_the_directory(minilm_dir: Path, tmp_path: Path) -> None
 def test_one_encoder_serves_many_threads(encoder: SentenceEncoder) -> None:
     texts = [f"text number {i}, of some length " * (i % 5 + 1) for i in range(12)]
     expected = [encoder.encode(text) for text in texts]
-    wrong: list[int] = []
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(encoder.encode, texts))
+    assert max(worst(a, b) for a, b in zip(found, expected, strict=True)) <= 1e-6
 
-    def work(start: int) -> None:
-        mine = range(start, len(texts), 4)
-        wrong.extend(i for i in mine if worst(encoder.encode(texts[i]), expected[i]) > 1e-6)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+FORK = """
+import os, warnings
+import numpy, torch
+from fastbert import SentenceEncoder
+torch.set_num_threads(2)
+encoder = SentenceEncoder()
+before = encoder.encode(["a text", "another one"])
+warnings.simplefilter("ignore")  # Python's own warning: threads are running
+child = os.fork()
+if child == 0:
+    same = numpy.abs(encoder.encode(["a text", "another one"]) - before).max() < 1e-6
+    os._exit(0 if same else 3)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_forked_child_answers() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORK], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "0\n"
+
+
+def test_saved_directory_loads_in_sentence_transformers(
+    encoder: SentenceEncoder, tmp_path: Path
+) -> None:
+    encoder.save_pretrained(tmp_path)
+    texts = ["one text", "and another"]
+    theirs = SentenceTransformer(str(tmp_path), device="cpu").encode(texts)
+    assert worst(encoder.encode(texts), theirs) <= 1e-5
+    assert worst(encoder.encode(texts), SentenceEncoder(tmp_path).encode(texts)) == 0
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="no CUDA device"):
+            SentenceEncoder(device="cuda")
+    with pytest.raises(ValueError, match="no device's name"):
+        SentenceEncoder(device="gpu!")
+
+
+def test_train_mode_does_not_leak_into_vectors() -> None:
+    mine = SentenceEncoder()
+    expected = mine.encode("a text")
+    mine.model.train()
+    assert np.array_equal(mine.encode("a text"), expected)
 
 
 def test_an_earlier_result_is_never_overwritten(encoder: SentenceEncoder) -> None:

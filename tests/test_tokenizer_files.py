@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from tokenizer_texts import SPECIAL
 from tokenizers import AddedToken
 
 from fastbert.tokenization.backend import Parts, build
 from fastbert.tokenization.vocab import read_vocab, vocab_text
 from fastbert.tokenizer import BertTokenizer
-
-transformers = pytest.importorskip("transformers")
 
 TEXTS = ["Hello wörld, hello!", "ÀB 中文 [MASK] extra <e1> <E1>", "", "hello\u200bab \x00 a\u0301b"]
 ENTRIES = [*SPECIAL, "hello", "Hello", "world", "wörld", "a", "b", "ab", "àb", "##b", "##á", "!"]

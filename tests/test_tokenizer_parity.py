@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizer_texts import make_text, write_tokenizer
 
 from fastbert.tokenizer import BertTokenizer
-
-transformers = pytest.importorskip("transformers")
 
 CONFIGS = {
     "uncased": {"do_lower_case": True, "model_max_length": 64},

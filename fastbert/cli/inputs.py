@@ -89,12 +89,17 @@ def _parse_json(raw: bytes, field: str) -> str:
     return text
 
 
-def _lines(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
+    """Yield each line with its number; None for one that is too long."""
     number = 0
     while raw := file.readline(MAX_LINE_BYTES + 1):
         number += 1
         if len(raw) > MAX_LINE_BYTES:
-            raise CommandError(f"{name}:{number}: a line of more than {MAX_LINE_BYTES} bytes")
+            yield number, None
+            # Only who goes on after that pays for the rest of the line, which may have no end.
+            while not raw.endswith(b"\n") and (rest := file.readline(MAX_LINE_BYTES)):
+                raw = rest
+            continue
         yield number, raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
 
 
@@ -153,8 +158,10 @@ class RecordReader:
 
     def _records(self, file: BinaryIO, name: str) -> Iterator[Record]:
         jsonl = self._is_jsonl(name)
-        for number, raw in _lines(file, name):
+        for number, raw in _lines(file):
             try:
+                if raw is None:
+                    raise _BadLineError(f"a line of more than {MAX_LINE_BYTES} bytes")
                 text = _parse_json(raw, self.text_field) if jsonl else _parse_text(raw)
             except _BadLineError as error:
                 where = f"{name}:{number}: {error}"

@@ -85,6 +85,8 @@ class NpyWriter:
     """Stream rows into a ``.npy`` file: float32, little-endian, C order, shape (N, C)."""
 
     def __init__(self, file: IO[bytes], columns: int) -> None:
+        if not file.seekable():  # its header holds the number of rows, known at the end
+            raise CommandError("a .npy output must be a file, not a pipe; write .jsonl instead")
         self._file = file
         self._columns = columns
         self._rows = 0

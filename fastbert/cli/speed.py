@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fastbert.sentence_encoder import SentenceEncoder
 
 BATCH_TEXTS = 32  # sentence-transformers' default, and what `encode` packs by
-TOKENS = 2048  # enough for a steady figure, few enough for one core
+TOKENS = 4096  # enough for a steady figure, few enough for one core
 
 Ids = Sequence[Sequence[int]]
 Candidate = Callable[[], list[Tensor]]

@@ -3,6 +3,7 @@
 `use` forces one implementation; `implementations` lists them.
 """
 
+from fastbert.forks import guard_forks
 from fastbert.ops.attention import varlen_attention
 from fastbert.ops.cross_entropy import linear_cross_entropy
 from fastbert.ops.edges import POOLINGS, pack, pool, unpack, work_list
@@ -30,3 +31,5 @@ __all__ = [
     "varlen_attention",
     "work_list",
 ]
+
+guard_forks()

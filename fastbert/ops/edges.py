@@ -14,16 +14,19 @@ from fastbert.packing import QUERY_TILE
 
 POOLINGS = ("cls", "mean", "max", "last")
 
-# Below this, a float mask is meant to be added to scores (0 keeps, a large negative drops), and
+# At or below this, a mask is meant to be added to scores (0 keeps, a large negative drops), and
 # reading its non-zeros as real would attend exactly what it forbids.
-_ADDITIVE_BELOW = -1e3
+_ADDITIVE_BELOW = -100
+_UNSIGNED = (torch.bool, torch.uint8)
 
 
 def _pack(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     flags.raise_if_flagged(mask.device)
-    if mask.is_floating_point() and bool((mask <= _ADDITIVE_BELOW).any()):
+    # Integers that lie on a device are not looked at: it would cost every call a second read.
+    signed = mask.dtype not in _UNSIGNED and (mask.is_floating_point() or mask.device.type == "cpu")
+    if signed and bool((mask <= _ADDITIVE_BELOW).any()):
         raise ValueError(
-            "attention_mask is additive (it holds large negative numbers): pass the mask itself,"
+            "attention_mask is additive (it holds numbers of -100 or less): pass the mask itself,"
             " non-zero where a token is real"
         )
     return reference.pack(mask)
@@ -80,7 +83,9 @@ def pack(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What a padded batch really holds.
 
     Args:
-        mask: (B, S) of any dtype; any non-zero is a real token.
+        mask: (B, S) of any dtype; any non-zero is a real token. A mask that is to be added to
+            scores is known by numbers of -100 or less; one without any (all zeros) can't be told
+            from a mask that masks everything.
 
     Returns:
         lengths (B,) and cu_seqlens (B + 1,), int32; indices (T,) of the real tokens among the

@@ -61,6 +61,9 @@ def register(
 def use(implementation: str | None) -> Iterator[None]:
     """Force one implementation of every op, for the length of a ``with`` block; None frees them.
 
+    It holds for the whole process (gradients run in threads of their own), so blocks may be nested
+    but must not overlap across threads.
+
     Raises:
         ValueError: if no implementation bears that name.
     """
