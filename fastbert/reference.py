@@ -270,7 +270,7 @@ def pack(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def unpack(x: Tensor, indices: Tensor, batch: int, width: int) -> Tensor:
     """Packed rows (T, C) at their places in a zeroed (B, S, C)."""
     padded = x.new_zeros(batch * width, x.shape[1])
-    return padded.index_copy(0, indices, x).view(batch, width, x.shape[1])
+    return padded.index_copy_(0, indices, x).view(batch, width, x.shape[1])
 
 
 def pool(x: Tensor, cu_seqlens: Tensor, mode: str, normalize: bool) -> Tensor:

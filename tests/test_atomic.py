@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,13 +27,18 @@ def write_then_raise(path: Path, error: type[BaseException]) -> None:
         raise error
 
 
-@pytest.fixture
+@contextmanager
 def small_disk() -> Iterator[int]:
-    """No file of this process may pass 4096 bytes: the kernel itself refuses the write."""
+    """No file of this process may pass 4096 bytes: the kernel itself refuses the write.
+
+    Not a fixture: pytest's own output, sent to a file, would meet the limit too.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield 4096
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield 4096
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_bytes_and_text(tmp_path: Path) -> None:
@@ -55,10 +61,14 @@ def test_error_keeps_the_old_file(tmp_path: Path, error: type[BaseException]) ->
     assert names(tmp_path) == ["a"]
 
 
-def test_full_disk(tmp_path: Path, small_disk: int) -> None:
+def test_full_disk(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"old")
-    with pytest.raises(OSError, match="a'") as caught, atomic_write(tmp_path / "a") as file:
-        file.write(bytes(small_disk * 4))
+    with (
+        small_disk() as size,
+        pytest.raises(OSError, match="a'") as caught,
+        atomic_write(tmp_path / "a") as file,
+    ):
+        file.write(bytes(size * 4))
     assert caught.value.errno == errno.EFBIG
     assert caught.value.filename == str(tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == b"old"

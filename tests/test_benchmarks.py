@@ -254,7 +254,11 @@ def test_the_results_page_has_its_markers_and_its_plot() -> None:
     page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
     assert page.index(report.START) < page.index(report.END)
     assert page.count(report.START) == page.count(report.END) == 1
+    results = page.partition(report.START)[2].partition(report.END)[0]
+    assert "| fastbert packed |" in results
+    assert "cores" in results
     assert "results.png" in page
+    assert (ROOT / "benchmarks" / "results.png").stat().st_size > 10_000
 
 
 def test_the_plot_is_a_small_png(groups: list[Any], tmp_path: Path) -> None:
