@@ -1,9 +1,9 @@
 """The waist in plain torch: the truth for tests, and what runs where no kernel does.
 
-Every function computes its op, without what only kernels ask for (a work list, a flag), in the dtype
-of its inputs; feed it float64 tensors (or an op ``dtype=torch.float64``) and it is the truth that
-other implementations are judged by. Statistics and log-sum-exp are float32, or float64 where the
-inputs are.
+Every function computes its op, without what only kernels ask for (a work list, a flag), in the
+dtype of its inputs; feed it float64 tensors (or an op ``dtype=torch.float64``) and it is the truth
+that other implementations are judged by. Statistics and log-sum-exp are float32, or float64 where
+the inputs are.
 
 Letters: B sequences, T packed tokens, S longest sequence, H heads, D head dim, C = H·D hidden,
 F feed-forward, V vocabulary, M labelled tokens, K and N a matrix's inner and outer size.
