@@ -159,8 +159,8 @@ def test_fields_must_describe_one_batch(changes, match):
 
 
 def test_an_empty_batch_is_checked_too():
-    with pytest.raises(ValueError, match="max_seqlen is 5, the longest length is 0"):
-        replace(pack([]), max_seqlen=5)
+    with pytest.raises(ValueError, match="max_seqlen is -1, the longest length is 0"):
+        replace(pack([]), max_seqlen=-1)
 
 
 def test_to_gives_tensors_that_share_no_memory():

@@ -166,13 +166,22 @@ def signals_deferred() -> Iterator[None]:
     An exception that a signal handler raises inside the initialisation of an extension module is
     lost there, or ends in ``std::terminate``: measured with torch, one stop in fifteen.
     """
-    before = signal.pthread_sigmask(
-        signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    )
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # Not by a signal mask: that holds for one thread, and the kernel would pick another.
+    arrived: list[int] = []
+    old = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if callable(signal.getsignal(number)):
+            old[number] = signal.signal(number, lambda number, frame: arrived.append(number))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in old.items():
+            signal.signal(number, handler)
+        for late in dict.fromkeys(arrived):
+            signal.raise_signal(late)
 
 
 def positive_int(text: str) -> int:
