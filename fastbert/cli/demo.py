@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fastbert.sentence_encoder import SentenceEncoder
 
 QUESTIONS = (
-    "Which command turns a file of texts into vectors?",
+    "What turns texts into vectors?",
     "What do the outputs hold where a token is masked?",
     "Is anything downloaded without being asked for?",
 )
