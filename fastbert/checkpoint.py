@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "FLOATS",
     "CheckpointError",
     "LoadReport",
     "StoredTensor",
@@ -68,7 +69,7 @@ _UNPICKLING_ERRORS = (
     AssertionError,
     struct.error,
 )
-_FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def read_checkpoint(
@@ -148,7 +149,7 @@ def save_checkpoint(
 
 def _common_dtype(tensors: list[StoredTensor]) -> str | None:
     """Return the narrowest float dtype that holds every float tensor exactly, None without one."""
-    found = {_FLOATS[tensor.dtype] for tensor in tensors if tensor.dtype in _FLOATS}
+    found = {FLOATS[tensor.dtype] for tensor in tensors if tensor.dtype in FLOATS}
     if len(found) == 1:
         return found.pop()
     if "float64" in found:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fastbert.checkpoint import (
+    FLOATS,
     CheckpointError,
     StoredTensor,
     canonical_tensors,
@@ -32,8 +33,6 @@ _FLOATS = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-
-_STORED = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def float_dtype(dtype: torch.dtype | str) -> torch.dtype:
@@ -157,7 +156,7 @@ class PreTrainedModel(nn.Module):
             warnings.warn(f"{source}: {report}", stacklevel=3)
         for absent, there in tied_sources(tensors, tie_word_embeddings=tied).items():
             tensors[absent] = tensors[there]
-        whole = [name for name in shapes if name in tensors and tensors[name].dtype not in _STORED]
+        whole = [name for name in shapes if name in tensors and tensors[name].dtype not in FLOATS]
         if whole:
             raise CheckpointError(
                 f"{source}: {whole[0]} holds {tensors[whole[0]].dtype} numbers, expected floating"
@@ -256,5 +255,5 @@ def _wanted_dtype(
         return float_dtype(dtype)
     if config.dtype is not None:
         return float_dtype(config.dtype)
-    names = (_STORED[t.dtype] for t in tensors.values() if t.dtype in _STORED)
+    names = (FLOATS[t.dtype] for t in tensors.values() if t.dtype in FLOATS)
     return float_dtype(next(names, "float32"))

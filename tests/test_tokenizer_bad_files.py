@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizer_texts import SPECIAL
+from tokenizer_texts import SPECIAL, json_directory
 
 from fastbert.tokenization.vocab import as_vocab
 from fastbert.tokenizer import BertTokenizer
@@ -23,17 +23,6 @@ def write_bytes(file: Path, content: bytes) -> Path:
 def config_directory(directory: Path, config: dict[str, Any]) -> Path:
     (directory / "vocab.txt").write_text("".join(f"{e}\n" for e in ENTRIES))
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
-    return directory
-
-
-def json_directory(directory: Path, change: dict[str, Any]) -> Path:
-    """A directory with a tokenizer.json alone, whose top-level keys `change` replaces."""
-    BertTokenizer(ENTRIES, do_lower_case=False).save_pretrained(directory)
-    file = directory / "tokenizer.json"
-    raw = {**json.loads(file.read_text(encoding="utf-8")), **change}
-    file.write_text(json.dumps(raw))
-    for name in ("vocab.txt", "tokenizer_config.json", "special_tokens_map.json"):
-        (directory / name).unlink()
     return directory
 
 
@@ -81,12 +70,12 @@ def test_bad_vocabularies_in_memory() -> None:
 )
 def test_malformed_tokenizer_json(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        BertTokenizer.from_pretrained(json_directory(tmp_path, change))
+        BertTokenizer.from_pretrained(json_directory(ENTRIES, tmp_path, change))
 
 
 @pytest.mark.parametrize("vocab", [[], {"[UNK]": "0"}, {"[UNK]": 1.5}, {}, {"a": 0}, None])
 def test_malformed_vocabulary_in_tokenizer_json(tmp_path: Path, vocab: Any) -> None:
-    place = json_directory(tmp_path, {})
+    place = json_directory(ENTRIES, tmp_path, {})
     raw = json.loads((place / "tokenizer.json").read_text(encoding="utf-8"))
     raw["model"]["vocab"] = vocab
     (place / "tokenizer.json").write_text(json.dumps(raw))

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import transformers
-from tokenizer_texts import SPECIAL
+from tokenizer_texts import SPECIAL, json_directory
 from tokenizers import AddedToken
 
 from fastbert.tokenization.backend import Parts, build
@@ -173,21 +173,10 @@ def test_state_in_tokenizer_json_is_dropped(minilm_dir: Path, tmp_path: Path) ->
     assert (ours.padding_side, ours.truncation_side) == ("left", "left")
 
 
-def json_directory(directory: Path, change: dict[str, Any]) -> Path:
-    """A directory with a tokenizer.json alone, whose top-level keys `change` replaces."""
-    BertTokenizer(ENTRIES, do_lower_case=False).save_pretrained(directory)
-    file = directory / "tokenizer.json"
-    raw = {**json.loads(file.read_text(encoding="utf-8")), **change}
-    file.write_text(json.dumps(raw))
-    for name in ("vocab.txt", "tokenizer_config.json", "special_tokens_map.json"):
-        (directory / name).unlink()
-    return directory
-
-
 def test_flags_file_then_config_then_overrides(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    place = json_directory(tmp_path, {})
+    place = json_directory(ENTRIES, tmp_path, {})
     with caplog.at_level(logging.INFO, "fastbert"):
         cased = BertTokenizer.from_pretrained(place)
     assert "keeps its case" in caplog.text
@@ -211,7 +200,7 @@ def test_flags_file_then_config_then_overrides(
 def test_other_parts_of_tokenizer_json_are_kept(tmp_path: Path) -> None:
     lower = {"type": "Sequence", "normalizers": [{"type": "NFKC"}, {"type": "Lowercase"}]}
     bert = {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]}
-    place = json_directory(tmp_path, {"normalizer": lower, "post_processor": bert})
+    place = json_directory(ENTRIES, tmp_path, {"normalizer": lower, "post_processor": bert})
     ours = BertTokenizer.from_pretrained(place)
     assert ours("ＨELLO", "b")["input_ids"] == [2, 5, 3, 10, 3]
     assert ours("hello", "b")["token_type_ids"] == [0, 0, 0, 1, 1]
@@ -219,7 +208,7 @@ def test_other_parts_of_tokenizer_json_are_kept(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="do_lower_case can't be set on a normalizer of type"):
         BertTokenizer.from_pretrained(place, do_lower_case=True)
     nothing = {"normalizer": None, "pre_tokenizer": None, "post_processor": None, "decoder": None}
-    ours = BertTokenizer.from_pretrained(json_directory(tmp_path, nothing))
+    ours = BertTokenizer.from_pretrained(json_directory(ENTRIES, tmp_path, nothing))
     assert_agree(ours, transformers.BertTokenizer.from_pretrained(tmp_path))
 
 

@@ -7,6 +7,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+from fastbert.tokenizer import BertTokenizer
+
 SCRIPTS = """
 the of hello world tokenization unbelievable Running PARIS don't e-mail 3.14 1,000 U.S.A.
 naïve café CAFÉ Ångström jalapeño Straße ﬁne İstanbul ΟΔΥΣΣΕΥΣ ὈΔΥΣΣΕΎΣ ŀlama Ǆungla
@@ -89,3 +91,14 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)]
 LETTER_VOCAB = [*SPECIAL, *LETTERS, *("##" + c for c in LETTERS)]
 """As many tokens as letters: "a" is 5, "##a" is 31."""
+
+
+def json_directory(entries: list[str], directory: Path, change: dict[str, Any]) -> Path:
+    """A directory with a tokenizer.json alone, whose top-level keys `change` replaces."""
+    BertTokenizer(entries, do_lower_case=False).save_pretrained(directory)
+    file = directory / "tokenizer.json"
+    raw = {**json.loads(file.read_text(encoding="utf-8")), **change}
+    file.write_text(json.dumps(raw))
+    for name in ("vocab.txt", "tokenizer_config.json", "special_tokens_map.json"):
+        (directory / name).unlink()
+    return directory
