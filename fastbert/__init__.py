@@ -14,7 +14,17 @@ from fastbert.version import __version__
 if TYPE_CHECKING:
     from fastbert.checkpoint import CheckpointError
     from fastbert.config import BertConfig
+    from fastbert.cross_encoder import CrossEncoder
     from fastbert.engine import Engine
+    from fastbert.heads import (
+        BertForMaskedLM,
+        BertForMultipleChoice,
+        BertForNextSentencePrediction,
+        BertForPreTraining,
+        BertForQuestionAnswering,
+        BertForSequenceClassification,
+        BertForTokenClassification,
+    )
     from fastbert.messages import TruncationWarning
     from fastbert.model import BertModel
     from fastbert.packing import Packed, pack, unpack
@@ -22,12 +32,23 @@ if TYPE_CHECKING:
     from fastbert.tokenization.batch_encoding import BatchEncoding
     from fastbert.tokenizer import BertTokenizer
 
+_HEADS = (
+    "BertForMaskedLM",
+    "BertForMultipleChoice",
+    "BertForNextSentencePrediction",
+    "BertForPreTraining",
+    "BertForQuestionAnswering",
+    "BertForSequenceClassification",
+    "BertForTokenClassification",
+)
 _ROOMS = {
     "BatchEncoding": "tokenization.batch_encoding",
     "BertConfig": "config",
+    **dict.fromkeys(_HEADS, "heads"),
     "BertModel": "model",
     "BertTokenizer": "tokenizer",
     "CheckpointError": "checkpoint",
+    "CrossEncoder": "cross_encoder",
     "Engine": "engine",
     "Packed": "packing",
     "SentenceEncoder": "sentence_encoder",
@@ -39,9 +60,17 @@ _ROOMS = {
 __all__ = [
     "BatchEncoding",
     "BertConfig",
+    "BertForMaskedLM",
+    "BertForMultipleChoice",
+    "BertForNextSentencePrediction",
+    "BertForPreTraining",
+    "BertForQuestionAnswering",
+    "BertForSequenceClassification",
+    "BertForTokenClassification",
     "BertModel",
     "BertTokenizer",
     "CheckpointError",
+    "CrossEncoder",
     "Engine",
     "Packed",
     "SentenceEncoder",

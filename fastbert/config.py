@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import FrozenInstanceError, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastbert.checks import check_choice, check_int, number, short
 from fastbert.hub import resolve_directory
@@ -45,7 +45,7 @@ _LABELS = ("num_labels", "id2label", "label2id")
 _FLAGS = ("tie_word_embeddings", "output_attentions", "output_hidden_states", "return_dict")
 
 
-@dataclass(frozen=True)
+@dataclass(unsafe_hash=True)  # its fields are fixed: see __setattr__
 class BertConfig:
     """What a `config.json` says about a BERT; names and defaults are Hugging Face's.
 
@@ -53,7 +53,8 @@ class BertConfig:
     `dtype` is the checkpoint's ("float32", "float64", "float16", "bfloat16" or None). `extra` holds
     every field that we don't know, word for word; two configs that differ only there are equal.
     `num_labels`, `id2label` and `label2id` follow from each other; with none of them there are two
-    labels, LABEL_0 and LABEL_1.
+    labels, LABEL_0 and LABEL_1. Fields are fixed once the object is made: `replace` gives a copy.
+    What is no field can be set and read like one (trainers do); it goes to `extra`.
 
     Raises:
         ValueError: A value that no such model can have, with the name, the value and the limit.
@@ -107,7 +108,30 @@ class BertConfig:
         self._check_rest()
 
     def _set(self, name: str, value: object) -> None:
-        object.__setattr__(self, name, value)  # frozen to all but __post_init__
+        object.__setattr__(self, name, value)  # fixed to all but __post_init__
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in self.__dataclass_fields__:
+            if name in self.__dict__:
+                raise FrozenInstanceError(
+                    f"config.{name} is fixed; set model.config = model.config.replace({name}=…)"
+                    " before the model is used, or pass it to from_pretrained"
+                )
+            self._set(name, value)
+        else:
+            _refuse_unsupported({name: value})
+            self.extra[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        raise FrozenInstanceError(f"config.{name} can't be deleted")
+
+    if not TYPE_CHECKING:  # a type checker should still find a misspelt field
+
+        def __getattr__(self, name: str) -> Any:
+            extra = self.__dict__.get("extra", {})  # absent while it is unpickled
+            if name in extra:
+                return extra[name]
+            raise AttributeError(f"BertConfig has no field {name!r}")
 
     def _check_rest(self) -> None:
         for name in _FLAGS:
@@ -192,7 +216,7 @@ class BertConfig:
         """
         if not isinstance(values, Mapping):
             raise TypeError(f"config is a {type(values).__name__}, expected a mapping")
-        known = {f.name for f in fields(cls)} - {"extra"}
+        known = set(FIELDS)
         strange = sorted(set(overrides) - known - {"extra"})
         if strange:
             raise TypeError(f"unknown config fields {strange}; known: {sorted(known)}")
@@ -246,6 +270,10 @@ class BertConfig:
     def replace(self, **changes: Any) -> BertConfig:
         """Return a copy with some fields changed; `num_labels=` too, as in `from_dict`."""
         return BertConfig.from_dict(self.to_dict(), **changes)
+
+
+FIELDS = tuple(f.name for f in fields(BertConfig) if f.name != "extra")
+"""Names of the fields that we know."""
 
 
 def _merge_labels(values: dict[str, Any], overrides: Mapping[str, Any]) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fastbert.attention import BertAttention
 from fastbert.config import BertConfig
@@ -56,10 +60,18 @@ class BertLayer(nn.Module):
 
 
 class BertEncoder(nn.Module):
-    """The stack of layers."""
+    """The stack of layers.
+
+    Attributes:
+        every_n_layers: which layers `checkpointing` is for: those whose number this divides.
+        checkpointing: None, or options of `torch.utils.checkpoint`: while it trains, a layer then
+            keeps its input alone, and is computed again in the backward pass (Chen et al. 2016).
+    """
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
+        self.every_n_layers = 1
+        self.checkpointing: dict[str, Any] | None = None
         self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
 
     def forward(
@@ -77,13 +89,17 @@ class BertEncoder(nn.Module):
             states: if a list, each layer's input and the last output are appended to it.
             attentions: if a list, each layer's softmax is, as B tensors (H, S, S).
         """
+        saving = self.training and torch.is_grad_enabled()
         layer: BertLayer
-        for layer in self.layer:  # type: ignore[assignment]  # a ModuleList forgets its type
+        for number, layer in enumerate(self.layer):  # type: ignore[assignment]  # a list of modules
             if states is not None:
                 states.append(hidden)
             if attentions is not None:
                 attentions.append(layer.attention.self.weights(hidden, packed))
-            hidden = layer(hidden, packed)
+            if saving and self.checkpointing is not None and number % self.every_n_layers == 0:
+                hidden = checkpoint(layer, hidden, packed, **self.checkpointing)
+            else:
+                hidden = layer(hidden, packed)
         if states is not None:
             states.append(hidden)
         return hidden

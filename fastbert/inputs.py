@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from fastbert import ops
 from fastbert.ops import flags
 from fastbert.packing import Packed
 
+Given = TypeVar("Given")
 _INTEGERS = (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8)
 
 
@@ -38,6 +40,31 @@ class Inputs:
         if self.indices is None:
             return hidden
         return ops.unpack(hidden, self.indices, self.batch, self.width)
+
+    def gather(self, name: str, values: Tensor) -> Tensor:
+        """What the caller says of every token, (B, S) or packed (T,), at the real tokens: (T,).
+
+        Raises:
+            TypeError: if it is no tensor of integers.
+            ValueError: on another shape.
+        """
+        if not isinstance(values, Tensor) or values.dtype not in _INTEGERS:
+            kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+            raise TypeError(f"{name} must be a tensor of integers, not {kind}")
+        if self.indices is None:
+            total = self.packed.input_ids.shape[0]
+            if values.shape != (total,):
+                raise ValueError(
+                    f"{name} must be (T,) = ({total},), as the batch is packed, not"
+                    f" {tuple(values.shape)}"
+                )
+            return values.to(self.packed.input_ids.device, torch.int64)
+        values = squeeze_rows(values)
+        if values.shape != (self.batch, self.width):
+            raise ValueError(
+                f"{name} must be (B, S) = ({self.batch}, {self.width}), not {tuple(values.shape)}"
+            )
+        return values.to(self.indices.device, torch.int64).reshape(-1)[self.indices]
 
     def unpack_attention(self, weights: list[Tensor], heads: int, hidden: Tensor) -> Tensor:
         """B tensors (H, n, n) → (B, H, S, S), zeros at masked queries and keys.
@@ -122,6 +149,13 @@ def from_padded(
         work=ops.work_list(lengths, total),
     )
     return Inputs(packed, embeds, indices, batch, width)
+
+
+def squeeze_rows(values: Given) -> Given:
+    """(B, 1, S), which a `DataLoader` makes of texts tokenised one by one, as (B, S)."""
+    if isinstance(values, Tensor) and values.dim() == 3 and values.shape[1] == 1:
+        return values[:, 0]  # type: ignore[return-value]  # a Tensor, as given
+    return values
 
 
 def _layout(

@@ -41,9 +41,18 @@ def activate(dense: nn.Module, x: Tensor, activation: str) -> Tensor:
     return ACTIVATIONS[activation](dense(x))
 
 
+def init_module(module: nn.Module, std: float) -> None:
+    """Give every parameter of a module, and of what it holds, its initial value."""
+    for part in module.modules():
+        for name, _ in part.named_parameters(recurse=False):
+            init_parameter(part, name, std)
+
+
 def init_parameter(module: nn.Module, name: str, std: float) -> None:
     """BERT's start for one parameter: N(0, std²), biases 0, norm weights 1, the padding row 0."""
     parameter = module.get_parameter(name)
+    if parameter.is_meta:  # nothing to fill, and torch takes a millisecond to find out
+        return
     with torch.no_grad():
         if name == "bias":
             parameter.zero_()

@@ -62,7 +62,7 @@ class BertModel(PreTrainedModel):
 
     def forward(
         self,
-        input_ids: Tensor | Packed | None = None,
+        input_ids: Tensor | Packed | Inputs | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
@@ -74,7 +74,8 @@ class BertModel(PreTrainedModel):
         """Hidden states of every token, and one vector a sequence.
 
         Args:
-            input_ids: (B, S) integers, or a `Packed` (then nothing else describes the tokens).
+            input_ids: (B, S) integers, or a `Packed` (then nothing else describes the tokens). A
+                head passes what `inputs` made of them, and gets `last_hidden_state` packed.
             attention_mask: (B, S) of any dtype, non-zero where a token is real: left padding,
                 holes and rows masked whole included. None: all are real, whatever the ids.
             token_type_ids: (B, S), zeros if None.
@@ -94,9 +95,7 @@ class BertModel(PreTrainedModel):
                 looking would stall, it comes with the next padded mask, or from
                 `ops.raise_if_flagged`.
         """
-        inputs = self._inputs(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
-        )
+        inputs = self.inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         config = self.config
         want_states = _either(output_hidden_states, config.output_hidden_states)
         want_weights = _either(output_attentions, config.output_attentions)
@@ -108,7 +107,7 @@ class BertModel(PreTrainedModel):
         else:
             hidden = self.encoder(self._embed(inputs), inputs.packed, states, weights)
         output = BertModelOutput(
-            last_hidden_state=inputs.unpack(hidden),
+            last_hidden_state=hidden if inputs is input_ids else inputs.unpack(hidden),
             pooler_output=None if self.pooler is None else self.pooler(hidden, inputs.packed),
             hidden_states=None if states is None else tuple(map(inputs.unpack, states)),
             attentions=None
@@ -124,7 +123,14 @@ class BertModel(PreTrainedModel):
         hidden = self.embeddings(packed.input_ids, packed.token_type_ids, packed.position_ids)
         return self.encoder(hidden, packed)
 
-    def _inputs(self, input_ids: Tensor | Packed | None, *rest: Tensor | None) -> Inputs:
+    def inputs(self, input_ids: Tensor | Packed | Inputs | None, *rest: Tensor | None) -> Inputs:
+        """The first five arguments of `forward` as packed tokens on this device, and the way back.
+
+        Raises:
+            TypeError, ValueError, IndexError: as `forward`.
+        """
+        if isinstance(input_ids, Inputs):
+            return input_ids
         if not isinstance(input_ids, Packed):
             return from_padded(input_ids, *rest)
         if any(value is not None for value in rest):

@@ -65,3 +65,102 @@ class BertModelOutput(ModelOutput):
     pooler_output: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass(eq=False)
+class MaskedLMOutput(ModelOutput):
+    """What `BertForMaskedLM` returns.
+
+    Attributes:
+        loss: mean over labelled tokens, None without labels.
+        logits: (B, S, V), zeros where the mask is; (T, V) for a `Packed`; None where they were not
+            made.
+        hidden_states, attentions: as in `BertModelOutput`.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass(eq=False)
+class BertForPreTrainingOutput(ModelOutput):
+    """What `BertForPreTraining` returns.
+
+    Attributes:
+        loss: sum of the objectives whose labels were given.
+        prediction_logits: as `MaskedLMOutput.logits`.
+        seq_relationship_logits: (B, 2): the second text follows, or does not.
+        hidden_states, attentions: as in `BertModelOutput`.
+    """
+
+    loss: Tensor | None = None
+    prediction_logits: Tensor | None = None
+    seq_relationship_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass(eq=False)
+class NextSentencePredictorOutput(ModelOutput):
+    """What `BertForNextSentencePrediction` returns: `logits` (B, 2), follows or does not."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass(eq=False)
+class SequenceClassifierOutput(ModelOutput):
+    """What `BertForSequenceClassification` returns: `logits` (B, num_labels)."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass(eq=False)
+class TokenClassifierOutput(ModelOutput):
+    """What `BertForTokenClassification` returns.
+
+    Attributes:
+        loss: mean over labelled tokens, None without labels.
+        logits: (B, S, num_labels), zeros where the mask is; (T, num_labels) for a `Packed`.
+        hidden_states, attentions: as in `BertModelOutput`.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass(eq=False)
+class MultipleChoiceModelOutput(ModelOutput):
+    """What `BertForMultipleChoice` returns: `logits` (B, N), a score a choice."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass(eq=False)
+class QuestionAnsweringModelOutput(ModelOutput):
+    """What `BertForQuestionAnswering` returns.
+
+    Attributes:
+        loss: mean of the two losses, None without both positions.
+        start_logits, end_logits: (B, S), the dtype's lowest number where the mask is; (T,) for a
+            `Packed`.
+        hidden_states, attentions: as in `BertModelOutput`.
+    """
+
+    loss: Tensor | None = None
+    start_logits: Tensor | None = None
+    end_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None

@@ -23,9 +23,10 @@ from fastbert.checkpoint import (
     split_qkv,
     tied_sources,
 )
-from fastbert.config import BertConfig
+from fastbert.config import FIELDS, BertConfig
 from fastbert.hub import resolve_directory
-from fastbert.layers import init_parameter
+from fastbert.layers import init_module, init_parameter
+from fastbert.recompute import Recomputes
 
 _FLOATS = {
     "float32": torch.float32,
@@ -65,7 +66,7 @@ def check_device(device: torch.device | str) -> torch.device:
     return wanted
 
 
-class PreTrainedModel(nn.Module):
+class PreTrainedModel(Recomputes):
     """Base of the models: a config, and Hugging Face directories to load from and save to.
 
     Subclasses say in `checkpoint_prefix` what stands before their parameter names in a canonical
@@ -92,9 +93,7 @@ class PreTrainedModel(nn.Module):
 
     def init_weights(self) -> None:
         """Give every parameter its initial value (Devlin et al. 2019's released code: σ 0.02)."""
-        for module in self.modules():
-            for name, _ in module.named_parameters(recurse=False):
-                init_parameter(module, name, self.config.initializer_range)
+        init_module(self, self.config.initializer_range)
 
     @classmethod
     def from_pretrained(
@@ -106,6 +105,8 @@ class PreTrainedModel(nn.Module):
         allow_pickle: bool = False,
         revision: str | None = None,
         config: BertConfig | None = None,
+        allow_missing: bool = True,
+        ignore_mismatched_sizes: bool = False,
         **options: Any,
     ) -> Self:
         """Load a Hugging Face directory or hub id; the model comes in eval mode.
@@ -118,7 +119,10 @@ class PreTrainedModel(nn.Module):
             allow_pickle: open ``pytorch_model.bin`` where there is no safetensors file.
             revision: branch, tag or commit of a hub id.
             config: instead of the directory's.
-            options: passed to the class, e.g. ``add_pooling_layer=False``.
+            allow_missing: let tensors that the checkpoint lacks, of a head say, start at random.
+            ignore_mismatched_sizes: count a tensor of another shape as missing.
+            options: fields of the config, e.g. ``num_labels=3``; others go to the class, e.g.
+                ``add_pooling_layer=False``.
 
         Raises:
             FileNotFoundError: if there is no such model, or no weights in it.
@@ -131,31 +135,65 @@ class PreTrainedModel(nn.Module):
         """
         place = check_device(device or "cpu")
         directory = resolve_directory(path_or_id, revision=revision, allow_pickle=allow_pickle)
+        fields = {name: options.pop(name) for name in FIELDS if name in options}
         config = BertConfig.from_pretrained(directory) if config is None else config
+        config = config.replace(**fields) if fields else config
         tensors = canonical_tensors(read_checkpoint(directory, allow_pickle=allow_pickle))
+        config = cls._agreed(config, tensors, str(directory))
         wanted = _wanted_dtype(dtype, config, tensors)
         with torch.device("meta"):
             model = cls(config, **options)
-        missing = model._load(tensors, wanted, str(directory))
+        tensors = model._fitting(tensors, ignore_mismatched_sizes, str(directory))
+        missing = model._load(tensors, wanted, str(directory), allow_missing)
         model._materialise(missing, wanted)
         return model.to(place).eval()
 
+    @classmethod
+    def _agreed(
+        cls, config: BertConfig, tensors: dict[str, StoredTensor], source: str
+    ) -> BertConfig:
+        """The config, where a checkpoint's tensors can contradict it made to agree with them."""
+        return config
+
+    def _fitting(
+        self, tensors: dict[str, StoredTensor], drop: bool, source: str
+    ) -> dict[str, StoredTensor]:
+        """What was stored, under every name that shares it, without shapes that don't fit.
+
+        Raises:
+            CheckpointError: if a shape does not fit, and is not to be dropped.
+        """
+        shapes = self._checkpoint_shapes()
+        tied = tied_sources(tensors, tie_word_embeddings=self.config.tie_word_embeddings)
+        tensors |= {absent: tensors[there] for absent, there in tied.items() if absent in shapes}
+        if not drop:
+            check_shapes(shapes, tensors)
+        odd = {n for n, shape in shapes.items() if n in tensors and tensors[n].shape != shape}
+        if odd:
+            warnings.warn(
+                f"{source}: of another shape, ignored: {', '.join(sorted(odd))}", stacklevel=3
+            )
+        return {name: tensor for name, tensor in tensors.items() if name not in odd}
+
     def _load(
-        self, tensors: dict[str, StoredTensor], dtype: torch.dtype, source: str
+        self, tensors: dict[str, StoredTensor], dtype: torch.dtype, source: str, allow_missing: bool
     ) -> tuple[str, ...]:
         """Take the tensors over and say, by warning, which did not match; return the missing."""
-        tied = self.config.tie_word_embeddings
         shapes = self._checkpoint_shapes()
         names = [name for name in tensors if not self._left_out(name)]
+        tied = self.config.tie_word_embeddings
         report = compare_names(shapes, names, tie_word_embeddings=tied)
         if len(report.missing) == len(shapes):
             raise CheckpointError(f"{source}: holds no tensor of a {type(self).__name__}. {report}")
-        check_shapes(shapes, tensors)
         self._refuse_partial_qkv(tensors, source)
+        if report.missing and not allow_missing:
+            raise CheckpointError(
+                f"{source}: is no checkpoint of a {type(self).__name__}: it lacks"
+                f" {', '.join(report.missing)}"
+            )
         if not report.ok:
-            warnings.warn(f"{source}: {report}", stacklevel=3)
-        for absent, there in tied_sources(tensors, tie_word_embeddings=tied).items():
-            tensors[absent] = tensors[there]
+            chance = " What is missing starts at random." if report.missing else ""
+            warnings.warn(f"{source}: {report}{chance}", stacklevel=3)
         whole = [name for name in shapes if name in tensors and tensors[name].dtype not in FLOATS]
         if whole:
             raise CheckpointError(
@@ -210,7 +248,11 @@ class PreTrainedModel(nn.Module):
             OSError: if a file can't be written; the old one is still there.
         """
         config = self.config.replace(architectures=[type(self).__name__])
-        save_checkpoint(directory, split_qkv(self.state_dict()), config)
+        save_checkpoint(directory, self._saved(), config)
+
+    def _saved(self) -> dict[str, torch.Tensor]:
+        """The tensors under the names that checkpoints give them."""
+        return split_qkv(self.state_dict())
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The word embedding table, (V, C)."""

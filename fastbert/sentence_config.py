@@ -107,14 +107,15 @@ class SentenceConfig:
         transformer = modules[0][1]
         config = BertConfig.from_pretrained(transformer)
         pooling, steps = _read_steps(modules, config.hidden_size, allow_pickle)
-        length, do_lower_case = _read_length(transformer)
+        named, do_lower_case = read_length(transformer)
+        length = _tokenizer_length(transformer) if named is None else named
         return cls(
             transformer_directory=transformer,
             pooling=pooling,
             steps=steps,
             max_seq_length=min(length, config.max_position_embeddings),
             do_lower_case=do_lower_case,
-            **_read_prompts(root),
+            **_read_rest(root),
         )
 
     def save(self, directory: str | os.PathLike[str]) -> None:
@@ -201,8 +202,13 @@ def _read_steps(
     return pooling, tuple(steps)
 
 
-def _read_length(transformer: Path) -> tuple[int, bool]:
-    """Return (max_seq_length, do_lower_case) of the transformer module."""
+def read_length(
+    transformer: Path, plain: Mapping[str, Any] = _PLAIN_ENCODER
+) -> tuple[int | None, bool]:
+    """Return (max_seq_length, do_lower_case) of the transformer module; None where it names none.
+
+    `plain` holds what may stand there beside: settings that mean what is computed anyway.
+    """
     file = transformer / LENGTH_FILE
     values = read_json_object(file) if file.is_file() else {}
     tokenizer: dict[str, Any] = {}
@@ -212,11 +218,9 @@ def _read_length(transformer: Path) -> tuple[int, bool]:
         elif key in ("config_args", "config_kwargs") and isinstance(value, dict):
             if set(value) - {"trust_remote_code"}:
                 raise ValueError(f"{file}: {key} {short(value)} is not supported")
-        elif key in _PLAIN_ENCODER:
-            if value is not None and value != _PLAIN_ENCODER[key]:
-                raise ValueError(
-                    f"{file}: {key} is {short(value)}, supported: {_PLAIN_ENCODER[key]!r}"
-                )
+        elif key in plain:
+            if value is not None and value != plain[key]:
+                raise ValueError(f"{file}: {key} is {short(value)}, supported: {plain[key]!r}")
         elif key not in _HARMLESS_LENGTH_KEYS | {"model_args", "model_kwargs"} and value:
             raise ValueError(f"{file}: {key} ({short(value)}) is not supported")
     strange = sorted(set(tokenizer) - _HARMLESS_TOKENIZER_KEYS)
@@ -226,9 +230,9 @@ def _read_length(transformer: Path) -> tuple[int, bool]:
     if not isinstance(do_lower_case, bool):
         raise ValueError(f"{file}: do_lower_case is {short(do_lower_case)}, expected a bool")
     length = tokenizer.get("model_max_length", values.get("max_seq_length"))
-    if length is None:
-        return _tokenizer_length(transformer), do_lower_case
-    return check_int(f"{file}: max_seq_length", length, 1, 2**31 - 1), do_lower_case
+    if length is not None:
+        length = check_int(f"{file}: max_seq_length", length, 1, 2**31 - 1)
+    return length, do_lower_case
 
 
 def _tokenizer_length(transformer: Path) -> int:
@@ -240,19 +244,48 @@ def _tokenizer_length(transformer: Path) -> int:
     return check_int(f"{file}: model_max_length", length, 1, 2**31 - 1)
 
 
-def _read_prompts(root: Path) -> dict[str, Any]:
+def read_prompts(
+    file: Path, values: Mapping[str, Any], defaults: Mapping[str, str]
+) -> tuple[dict[str, str], str | None]:
+    """Return the prompts and the name of the default one, or raise ValueError."""
+    prompts = values.get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(isinstance(p, str) for p in prompts.values()):
+        raise ValueError(f"{file}: prompts is {short(prompts)}, expected names to texts")
+    prompts = {**defaults, **prompts}
+    default = values.get("default_prompt_name")
+    if default is not None:
+        check_choice(f"{file}: default_prompt_name", default, tuple(prompts))
+    return prompts, default
+
+
+def choose_prompt(
+    prompts: Mapping[str, str], default: str | None, name: str | None, prompt: str | None
+) -> str:
+    """Return `prompt`, else the one named, else the default one, else "".
+
+    Raises:
+        TypeError: `prompt` is no str.
+        ValueError: there is no prompt of that name.
+    """
+    if prompt is not None:
+        if not isinstance(prompt, str):
+            raise TypeError(f"prompt is a {type(prompt).__name__}, expected str")
+        return prompt
+    name = default if name is None else name
+    if name is None:
+        return ""
+    if name not in prompts:
+        raise ValueError(f"no prompt is named {name!r}; there are: {sorted(prompts)}")
+    return prompts[name]
+
+
+def _read_rest(root: Path) -> dict[str, Any]:
     """Return the fields that `config_sentence_transformers.json` sets."""
     file = root / PROMPTS_FILE
     values = read_json_object(file) if file.is_file() else {}
     kind = values.get("model_type") or "SentenceTransformer"
     check_choice(f"{file}: model_type", kind, ("SentenceTransformer",))
-    prompts = values.get("prompts") or {}
-    if not isinstance(prompts, dict) or not all(isinstance(p, str) for p in prompts.values()):
-        raise ValueError(f"{file}: prompts is {short(prompts)}, expected names to texts")
-    prompts = {**DEFAULT_PROMPTS, **prompts}
-    default = values.get("default_prompt_name")
-    if default is not None:
-        check_choice(f"{file}: default_prompt_name", default, tuple(prompts))
+    prompts, default = read_prompts(file, values, DEFAULT_PROMPTS)
     truncate_dim = values.get("truncate_dim")
     if truncate_dim is not None:
         check_int(f"{file}: truncate_dim", truncate_dim, 1, 2**31 - 1)

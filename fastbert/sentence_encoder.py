@@ -25,7 +25,7 @@ from fastbert.model import BertModel
 from fastbert.packing import Packed, pack, token_budget_batches
 from fastbert.pretrained import check_device
 from fastbert.quantize import PRECISIONS, quantize
-from fastbert.sentence_config import SentenceConfig
+from fastbert.sentence_config import SentenceConfig, choose_prompt
 from fastbert.sentence_steps import apply_steps, pool_tokens, without_prompt
 from fastbert.similarity import similarity
 from fastbert.tokenizer import BertTokenizer
@@ -210,17 +210,8 @@ class SentenceEncoder:
         return min(check_int("truncate_dim", wanted, 1, 2**31 - 1), self.settings.dimension)
 
     def _prompt(self, name: str | None, prompt: str | None) -> str:
-        prompts = self.settings.prompts
-        if prompt is not None:
-            if not isinstance(prompt, str):
-                raise TypeError(f"prompt is a {type(prompt).__name__}, expected str")
-            return prompt
-        name = self.settings.default_prompt_name if name is None else name
-        if name is None:
-            return ""
-        if name not in prompts:
-            raise ValueError(f"no prompt is named {name!r}; there are: {sorted(prompts)}")
-        return prompts[name]
+        settings = self.settings
+        return choose_prompt(settings.prompts, settings.default_prompt_name, name, prompt)
 
     def _tokenise(self, texts: list[str], prompt: str) -> tuple[list[Any], int]:
         """Ids of each text, and how many of the first are the prompt's to be left out."""

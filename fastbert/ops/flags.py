@@ -1,4 +1,4 @@
-"""Bad indices on a device, reported at the next host read.
+"""Bad indices and labels on a device, reported at the next host read.
 
 An index out of range in device memory can't raise without a sync, and must not trip the device's
 own assert, which poisons the whole context. So the op clamps the index, counts it here, and the
@@ -12,6 +12,7 @@ from torch import Tensor
 
 _NAMES = ("input_ids", "token_type_ids", "position_ids")
 _counters: dict[torch.device, Tensor] = {}  # device -> (6,) int64: bad count and limit of each name
+_labels: dict[torch.device, dict[str, tuple[Tensor, int]]] = {}  # name -> (bad count (), classes)
 
 
 def clamp_and_count(
@@ -28,25 +29,30 @@ def clamp_and_count(
     return tuple(i.clamp(0, limit - 1) for i, limit in zip(indices, limits, strict=True))
 
 
+def count(name: str, bad: Tensor, limit: int) -> None:
+    """Count the bad among labels of that name on the device of `bad`, without reading from it."""
+    found = _labels.setdefault(bad.device, {})
+    before, _ = found.get(name, (0, limit))
+    found[name] = (bad.sum() + before, limit)
+
+
 def raise_if_flagged(device: torch.device) -> None:
     """Raise what earlier ops on `device` found; costs one small device read, none on a CPU.
 
     Raises:
-        IndexError: if an id, type or position lay outside its table since the last look.
+        IndexError: if an id, type, position or label lay outside its table since the last look.
     """
+    seen: list[tuple[str, int, int]] = []  # name, bad ones, limit
     counter = _counters.get(device)
-    if counter is None:
-        return
-    counts = counter.tolist()
-    if not any(counts[:3]):
-        return
-    counter.zero_()
-    found = ", ".join(
-        f"{count} {name} outside 0..{limit - 1}"
-        for name, count, limit in zip(_NAMES, counts[:3], counts[3:], strict=True)
-        if count
-    )
-    raise IndexError(f"an earlier batch on {device} held {found}; its results are not valid")
+    if counter is not None:
+        counts = counter.tolist()
+        if any(counts[:3]):
+            counter.zero_()
+        seen += zip(_NAMES, counts[:3], counts[3:], strict=True)
+    seen += [(name, int(n), limit) for name, (n, limit) in _labels.pop(device, {}).items()]
+    bad = ", ".join(f"{n} {name} outside 0..{limit - 1}" for name, n, limit in seen if n)
+    if bad:
+        raise IndexError(f"an earlier batch on {device} held {bad}; its results are not valid")
 
 
 def check_on_host(indices: tuple[Tensor, Tensor, Tensor], limits: tuple[int, int, int]) -> None:

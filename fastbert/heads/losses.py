@@ -1,0 +1,101 @@
+"""Losses of the heads, and the labels they take.
+
+A loss is the mean over what counts: labels other than `IGNORE`. Where nothing counts it is 0 with
+zero gradients, so that a batch without labels does not stop a training run (torch and transformers
+give NaN). Softmax and sums are made in float32, or in float64 where the logits are.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastbert.ops import flags
+from fastbert.reference import statistics_dtype
+
+IGNORE = -100
+"""The label that counts for nothing, in every loss over classes."""
+
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+"""Types that labels may have."""
+
+
+def row_labels(name: str, labels: Tensor, rows: int, classes: int, device: torch.device) -> Tensor:
+    """One class a row as (B,) int64 on `device`; (B, 1) is accepted, as in transformers.
+
+    Args:
+        name: for messages.
+        labels: integers in 0..classes - 1, or `IGNORE`.
+        rows: B.
+        classes: how many there are.
+        device: of the logits.
+
+    Raises:
+        TypeError: if it is no tensor of integers.
+        ValueError: if it does not hold one label a row.
+        IndexError: if a label is no class (on a CPU; elsewhere `class_labels` says what happens).
+    """
+    if not isinstance(labels, Tensor) or labels.dtype not in INTEGERS:
+        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"{name} must be a tensor of integers, not {kind}")
+    if labels.numel() != rows:
+        raise ValueError(f"{name} must be (B,) = ({rows},), not {tuple(labels.shape)}")
+    return class_labels(name, labels.to(device, torch.int64).reshape(rows), classes)
+
+
+def class_labels(name: str, labels: Tensor, classes: int) -> Tensor:
+    """The labels, if each is a class or `IGNORE`.
+
+    On a GPU, where looking would stall and a bad label would trip an assert that poisons the whole
+    context, bad labels are ignored and counted; `ops.raise_if_flagged` reports them.
+
+    Raises:
+        IndexError: if a label on a CPU is neither.
+    """
+    good = (labels >= 0) & (labels < classes) | (labels == IGNORE)
+    if torch.compiler.is_compiling():
+        return labels.where(good, IGNORE) if labels.device.type != "cpu" else labels
+    if labels.device.type != "cpu":
+        flags.count(name, ~good, classes)
+        return labels.where(good, IGNORE)
+    if not bool(good.all()):
+        bad = int(labels[~good][0])
+        raise IndexError(
+            f"{name} hold {bad}; this head has {classes} classes, 0..{classes - 1}, and"
+            f" {IGNORE} is ignored"
+        )
+    return labels
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = IGNORE) -> Tensor:
+    """Mean over counted rows of logsumexp(logits[m]) - logits[m, labels[m]].
+
+    Args:
+        logits: (M, N).
+        labels: (M,) int64.
+        ignore_index: the label that does not count.
+    """
+    wide = logits.to(statistics_dtype(logits.dtype))
+    total = F.cross_entropy(wide, labels, ignore_index=ignore_index, reduction="sum")
+    return total / (labels != ignore_index).sum().clamp(min=1)
+
+
+def mean_of_counted(losses: Tensor, labels: Tensor) -> Tensor:
+    """Mean of losses (M,) over the labels (M,) that count; the other losses must be 0."""
+    return losses.sum() / (labels != IGNORE).sum().clamp(min=1)
+
+
+def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over rows and labels of the binary cross entropy; `labels` (B, N) in 0..1."""
+    wide = logits.to(statistics_dtype(logits.dtype))
+    targets = labels.to(wide.device, wide.dtype)
+    total = F.binary_cross_entropy_with_logits(wide, targets, reduction="sum")
+    return total / max(logits.numel(), 1)
+
+
+def squared_error(values: Tensor, targets: Tensor) -> Tensor:
+    """Mean of (values - targets)²; `targets` of any number type, shaped like `values`."""
+    wide = values.to(statistics_dtype(values.dtype))
+    total = F.mse_loss(wide, targets.to(wide.device, wide.dtype), reduction="sum")
+    return total / max(values.numel(), 1)
