@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
 from tokenizers import AddedToken
 
+from fastbert.checks import check_choice
 from fastbert.messages import TruncationWarning
 from fastbert.tokenization import backend as backends
 from fastbert.tokenization import files
@@ -20,6 +21,7 @@ from fastbert.tokenization.config import SETTINGS, TokenizerConfig
 from fastbert.tokenization.ids import TokenIds
 from fastbert.tokenization.inputs import read_rows, read_texts
 from fastbert.tokenization.options import CallOptions, as_count, settle_lengths
+from fastbert.tokenization.padding import pad_rows
 from fastbert.tokenization.vocab import as_vocab, read_vocab
 
 if TYPE_CHECKING:
@@ -254,6 +256,75 @@ class BertTokenizer(TokenIds):
             split_special_tokens=self._config.split_special_tokens,
         )
         return EncodedIds(*encode_plain(self._shared, firsts, seconds, options))
+
+    def pad(
+        self,
+        encoded_inputs: Any,
+        padding: bool | str = True,
+        max_length: SupportsIndex | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+        verbose: bool = True,
+    ) -> BatchEncoding:
+        """Pad rows that were tokenised one by one, as data collators ask for it.
+
+        Args:
+            encoded_inputs: B mappings with `input_ids`, or one mapping of rows; lists, arrays or
+                tensors.
+            padding: True or "longest", "max_length", or False.
+            max_length: for "max_length"; None for `model_max_length`.
+            pad_to_multiple_of: round the length up.
+            padding_side: "right" or "left"; None for the tokenizer's.
+            return_attention_mask: None gives one where something is padded.
+            return_tensors: "np" or "pt"; None for lists.
+            verbose: warn about arguments that have no effect.
+
+        Returns:
+            Ids, types and masks of one length; other names, labels say, as they came.
+
+        Raises:
+            TypeError, ValueError: if the rows are none, or lack a padding token they need.
+        """
+        how, _, limit = settle_lengths(padding, None, max_length, self.model_max_length, verbose)
+        side = self.padding_side if padding_side is None else padding_side
+        pad_id = self.pad_token_id
+        if how != "do_not_pad" and pad_id is None:
+            raise ValueError("padding was asked for, but the tokenizer has no padding token")
+        return pad_rows(
+            encoded_inputs,
+            length=limit if how == "max_length" else None,
+            multiple=pad_to_multiple_of if how != "do_not_pad" else None,
+            side=check_choice("padding_side", side, ("right", "left")),
+            pad_id=None if how == "do_not_pad" else pad_id,
+            attention_mask=return_attention_mask,
+            return_tensors=return_tensors,
+        )
+
+    def build_row(
+        self, first: Sequence[int], second: Sequence[int] | None = None
+    ) -> tuple[list[int], list[int], tuple[int, int | None]]:
+        """Set the special tokens around ids without them, as a call does around texts.
+
+        Args:
+            first: ids of a text.
+            second: ids of a second text, or None.
+
+        Returns:
+            Ids, types, and the places in them where the two texts begin (None without a second).
+        """
+        texts = (first,) if second is None else (first, second)
+        ids: list[int] = []
+        types: list[int] = []
+        starts: list[int] = []
+        for piece in self._shared.single if second is None else self._shared.pair:
+            part = [piece.id] if piece.text is None else texts[piece.text]
+            if piece.text is not None:
+                starts.append(len(ids))
+            ids += part
+            types += [piece.type] * len(part)
+        return ids, types, (starts[0], None if second is None else starts[1])
 
     def pack(
         self,

@@ -157,6 +157,34 @@ class TokenIds:
         """Return how many special tokens a row gets."""
         return self._backend.num_special_tokens_to_add(pair)
 
+    def get_special_tokens_mask(
+        self,
+        token_ids_0: Iterable[int],
+        token_ids_1: Iterable[int] | None = None,
+        already_has_special_tokens: bool = False,
+    ) -> list[int]:
+        """Return 1 for each special token and 0 for all else, in a row or in what becomes one.
+
+        Args:
+            token_ids_0: a row of ids; or, without special tokens yet, the first text's.
+            token_ids_1: the second text's ids, or None.
+            already_has_special_tokens: whether `token_ids_0` is a whole row.
+
+        Raises:
+            ValueError: if there is a second text beside a whole row.
+        """
+        if already_has_special_tokens:
+            if token_ids_1 is not None:
+                raise ValueError("a row that has its special tokens holds both texts already")
+            special = set(self.all_special_ids)
+            return [int(index in special) for index in _plain(token_ids_0)]
+        counts = [len(list(token_ids_0)), 0 if token_ids_1 is None else len(list(token_ids_1))]
+        template = self._shared.single if token_ids_1 is None else self._shared.pair
+        mask: list[int] = []
+        for piece in template:
+            mask += [1] if piece.text is None else [0] * counts[piece.text]
+        return mask
+
     def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> Any:
         """Return the id of a token, or the ids of several; an unknown one gets `unk_token_id`."""
         if isinstance(tokens, str):
