@@ -15,8 +15,7 @@ from fastbert.atomic import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-START, END = "<!-- results: start -->", "<!-- results: end -->"
+    from matplotlib.figure import Figure
 
 COLOURS = ("#1b5e9e", "#8ab6dc", "#d9822b", "#efc08a", "#7a7a7a")
 
@@ -69,7 +68,7 @@ def to_json(groups: Sequence[Group], facts: Facts) -> str:
 
 def to_markdown(groups: Sequence[Group], facts: Facts) -> str:
     """The machine, then for each group milliseconds, ratios, and what the work was."""
-    parts = [_machine_lines(facts)]
+    parts = [machine_table(facts)]
     for group in groups:
         parts += [
             f"### {group.title}",
@@ -77,7 +76,7 @@ def to_markdown(groups: Sequence[Group], facts: Facts) -> str:
             _by_candidate(group, _milliseconds),
             "Times as fast as the baseline (marked 1), median of the ratios of each round"
             " (quartiles):",
-            _by_candidate(group, _speedup),
+            _by_candidate(group, speedup_cell),
             "The work, and what the first candidate makes of it. Share: of the"
             f" {group.gemm_flops / 1e9:.0f} GFLOP/s that torch's own large matrix product reaches"
             " in this run. Others: cores that other processes kept busy meanwhile.",
@@ -86,35 +85,47 @@ def to_markdown(groups: Sequence[Group], facts: Facts) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write_between(path: Path, text: str) -> None:
-    """Replace what stands between the two markers of a file.
+def markers(name: str) -> tuple[str, str]:
+    """What stands before and after the generated part of that name on a page."""
+    return f"<!-- {name}: start -->", f"<!-- {name}: end -->"
+
+
+def write_between(path: Path, text: str, name: str = "results") -> None:
+    """Replace what stands between the two markers of that name in a file.
 
     Raises:
         ValueError: if the file has not exactly one of each, in order.
     """
+    first, last = markers(name)
     page = path.read_text(encoding="utf-8")
-    before, start, rest = page.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end or START in after or END in before + after:
-        raise ValueError(f"{path} must hold {START} and then {END}, once each")
+    before, start, rest = page.partition(first)
+    _, end, after = rest.partition(last)
+    if not start or not end or first in after or last in before + after:
+        raise ValueError(f"{path} must hold {first} and then {last}, once each")
     with atomic_write(path, "w") as file:
-        file.write(f"{before}{START}\n\n{text.strip()}\n\n{END}{after}")
+        file.write(f"{before}{first}\n\n{text.strip()}\n\n{last}{after}")
 
 
 def plot(groups: Sequence[Group], path: Path) -> None:
     """Bars of the ratio to the baseline, a panel a group; needs the extra `bench`."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from PIL import Image
 
     figure = Figure(figsize=(10, 0.5 + 2.7 * len(groups)), layout="constrained")
-    FigureCanvasAgg(figure)
     for axes, group in zip(figure.subplots(len(groups), squeeze=False)[:, 0], groups, strict=True):
         _panel(axes, group)
     named = {name: bars for axes in figure.axes for bars, name in _legend(axes)}
     figure.legend(
         named.values(), named.keys(), loc="outside upper left", ncols=5, fontsize=8, frameon=False
     )
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG of few colours, atomically."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
+
+    FigureCanvasAgg(figure)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=100)
     with Image.open(drawn) as image, atomic_write(path) as file:
@@ -181,7 +192,8 @@ def _tick(result: Result) -> str:
     return "\n".join(lines)
 
 
-def _machine_lines(facts: Facts) -> str:
+def machine_table(facts: Facts) -> str:
+    """Where and with what it was measured."""
     versions = ", ".join(f"{name} {v}" for name, v in facts["versions"].items() if v)
     cpu = facts["cpu"] + (f" ({facts['cpu_model_numbers']})" if facts["cpu_model_numbers"] else "")
     rows = [
@@ -194,18 +206,18 @@ def _machine_lines(facts: Facts) -> str:
         ("versions", versions),
         ("date (UTC), commit", f"{facts['date']}, {facts['commit'] or 'none'}"),
     ]
-    return _table(["", "this run"], rows)
+    return table(["", "this run"], rows)
 
 
 def _by_candidate(group: Group, cell: Callable[[Result, str], str]) -> str:
     header = ["", *(result.case for result in group.results)]
-    return _table(header, [[n, *(cell(r, n) for r in group.results)] for n in group.names])
+    return table(header, [[n, *(cell(r, n) for r in group.results)] for n in group.names])
 
 
 def _work_table(group: Group) -> str:
     units = ("texts", "real tokens", "padded", "real tokens/s", "GFLOP/s", "share", "error")
     header = ["", *units, "others"]
-    return _table(header, [_work_row(result, group.gemm_flops) for result in group.results])
+    return table(header, [_work_row(result, group.gemm_flops) for result in group.results])
 
 
 def _work_row(result: Result, gemm_flops: float) -> list[str]:
@@ -231,17 +243,19 @@ def _milliseconds(result: Result, name: str) -> str:
         return "–"
     if not measured.right:
         return f"wrong: error {measured.error:.1e}, allowed {measured.bound:.1e}"
-    return _cell(measured.spread, 1e3)
+    return cell(measured.spread, 1e3)
 
 
-def _speedup(result: Result, name: str) -> str:
+def speedup_cell(result: Result, name: str) -> str:
+    """Times as fast as the baseline, with quartiles; 1 for the baseline itself."""
     spread = result.speedup(name)
     if spread is None:
         return "–"
-    return "1" if name == result.baseline else _cell(spread, 1.0, bold=spread.low > 1.0)
+    return "1" if name == result.baseline else cell(spread, 1.0, bold=spread.low > 1.0)
 
 
-def _cell(spread: Spread | None, scale: float, bold: bool = False) -> str:
+def cell(spread: Spread | None, scale: float, bold: bool = False) -> str:
+    """Median with quartiles, scaled."""
     if spread is None:
         return "–"
     median, low, high = (_digits(scale * v) for v in (spread.median, spread.low, spread.high))
@@ -254,6 +268,7 @@ def _digits(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:#.3g}".rstrip(".")
 
 
-def _table(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
+def table(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)

@@ -208,6 +208,9 @@ def test_json_is_strict_and_holds_every_duration(groups: list[Any]) -> None:
     assert broken["candidates"][0]["speedup"] is None
 
 
+START, END = report.markers("results")
+
+
 def test_markdown_tables_are_whole_and_name_what_was_wrong(groups: list[Any]) -> None:
     text = report.to_markdown(groups, FACTS)
     tables = [part.split("\n") for part in text.strip().split("\n\n") if part.startswith("|")]
@@ -231,11 +234,11 @@ def test_three_digits_are_shown(value: float, shown: str) -> None:
 
 def test_the_results_page_changes_between_its_markers_alone(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{report.START}\nold\n{report.END}\nafter\n", encoding="utf-8")
+    page.write_text(f"before\n{START}\nold\n{END}\nafter\n", encoding="utf-8")
     for text in ("| new |", "| newer |"):
         report.write_between(page, text)
         written = page.read_text(encoding="utf-8")
-        assert written == f"before\n{report.START}\n\n{text}\n\n{report.END}\nafter\n"
+        assert written == f"before\n{START}\n\n{text}\n\n{END}\nafter\n"
 
 
 @pytest.mark.parametrize(
@@ -243,7 +246,7 @@ def test_the_results_page_changes_between_its_markers_alone(tmp_path: Path) -> N
 )
 def test_a_page_without_clear_markers_is_left_alone(tmp_path: Path, page: str) -> None:
     file = tmp_path / "page.md"
-    before = page.format(report.START, report.END)
+    before = page.format(START, END)
     file.write_text(before, encoding="utf-8")
     with pytest.raises(ValueError, match="must hold"):
         report.write_between(file, "new")
@@ -252,9 +255,9 @@ def test_a_page_without_clear_markers_is_left_alone(tmp_path: Path, page: str) -
 
 def test_the_results_page_has_its_markers_and_its_plot() -> None:
     page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
-    assert page.index(report.START) < page.index(report.END)
-    assert page.count(report.START) == page.count(report.END) == 1
-    results = page.partition(report.START)[2].partition(report.END)[0]
+    assert page.index(START) < page.index(END)
+    assert page.count(START) == page.count(END) == 1
+    results = page.partition(START)[2].partition(END)[0]
     assert "| fastbert packed |" in results
     assert "cores" in results
     assert "results.png" in page
