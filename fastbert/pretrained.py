@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
@@ -74,6 +74,8 @@ class PreTrainedModel(Recomputes):
     """
 
     checkpoint_prefix = ""
+    alike: ClassVar[tuple[str, ...]] = ()
+    """Classes whose checkpoints hold tensors of the same names, but of another meaning."""
 
     def __init__(self, config: BertConfig) -> None:
         if not isinstance(config, BertConfig):
@@ -120,6 +122,7 @@ class PreTrainedModel(Recomputes):
             revision: branch, tag or commit of a hub id.
             config: instead of the directory's.
             allow_missing: let tensors that the checkpoint lacks, of a head say, start at random.
+                False refuses that, and a head whose config says that it is another one.
             ignore_mismatched_sizes: count a tensor of another shape as missing.
             options: fields of the config, e.g. ``num_labels=3``; others go to the class, e.g.
                 ``add_pooling_layer=False``.
@@ -186,11 +189,8 @@ class PreTrainedModel(Recomputes):
         if len(report.missing) == len(shapes):
             raise CheckpointError(f"{source}: holds no tensor of a {type(self).__name__}. {report}")
         self._refuse_partial_qkv(tensors, source)
-        if report.missing and not allow_missing:
-            raise CheckpointError(
-                f"{source}: is no checkpoint of a {type(self).__name__}: it lacks"
-                f" {', '.join(report.missing)}"
-            )
+        if not allow_missing:
+            self._refuse_another_head(report.missing, source)
         if not report.ok:
             chance = " What is missing starts at random." if report.missing else ""
             warnings.warn(f"{source}: {report}{chance}", stacklevel=3)
@@ -208,6 +208,15 @@ class PreTrainedModel(Recomputes):
         }
         self.load_state_dict(state, strict=False, assign=True)
         return report.missing
+
+    def _refuse_another_head(self, missing: tuple[str, ...], source: str) -> None:
+        kind = type(self).__name__
+        said = [name for name in self.config.architectures or () if name in self.alike]
+        why = [f"it lacks {', '.join(missing)}"] if missing else []
+        if said and kind not in said:
+            why.append(f"its config says that it is one of a {' and '.join(said)}")
+        if why:
+            raise CheckpointError(f"{source}: is no checkpoint of a {kind}: {', and '.join(why)}")
 
     def _refuse_partial_qkv(self, tensors: Mapping[str, StoredTensor], source: str) -> None:
         """Query, key and value load together; of a part alone, nothing would be taken over."""

@@ -17,7 +17,10 @@ import pytest
 from fastbert.cli import build_parser, common, main
 
 CLI = [sys.executable, "-m", "fastbert"]
-COMMANDS = ("embed", "search", "verify", "info", "demo")
+COMMANDS = (
+    *("embed", "search", "verify", "info", "demo"),
+    *("fill-mask", "next-sentence", "classify", "tag", "answer", "rerank", "similar"),
+)
 
 
 def cli(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
@@ -90,9 +93,11 @@ def test_help_is_quick_and_loads_neither_torch_nor_numpy():
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
     times = []
     for _ in range(5):
-        start = time.perf_counter()
+        before = os.times()
         assert cli("--help").returncode == 0
-        times.append(time.perf_counter() - start)
+        after = os.times()
+        # CPU seconds of the child: a busy neighbour does not count
+        times.append(sum(after[i] - before[i] for i in (2, 3)))
     assert min(times) < 0.3
 
 

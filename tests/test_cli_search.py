@@ -10,7 +10,7 @@ import pytest
 
 from fastbert.cli import embed, main, search
 from fastbert.cli.inputs import RecordReader
-from fastbert.cli.search import cut_to_width
+from fastbert.cli.table import cut_to_width
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""The command line: ``fastbert embed | search | verify | info | demo``.
+"""The command line: ``fastbert COMMAND``, one command a file.
+
+On sentence vectors: ``embed | search | similar``. With a head: ``fill-mask | next-sentence |
+classify | tag | answer | rerank``. About the installation: ``verify | info | demo``.
 
 Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 usage, 130
 interrupted, 141 when the reader of a pipe went away (what a shell shows for ``cat`` there).
@@ -13,7 +16,20 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from fastbert.cli import demo, embed, info, search, verify
+from fastbert.cli import (
+    answer,
+    classify,
+    demo,
+    embed,
+    fill_mask,
+    info,
+    next_sentence,
+    rerank,
+    search,
+    similar,
+    tag,
+    verify,
+)
 from fastbert.cli.common import (
     COMMAND_ERRORS,
     error_line,
@@ -26,7 +42,20 @@ from fastbert.version import __version__
 
 __all__ = ["build_parser", "main"]
 
-COMMANDS = (embed, search, verify, info, demo)
+COMMANDS = (
+    embed,
+    search,
+    similar,
+    classify,
+    tag,
+    answer,
+    rerank,
+    fill_mask,
+    next_sentence,
+    verify,
+    info,
+    demo,
+)
 EXIT_USAGE, EXIT_INTERRUPTED, EXIT_CLOSED_PIPE = 2, 130, 141
 
 

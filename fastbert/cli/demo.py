@@ -14,7 +14,7 @@ from fastbert.cli.common import (
     load_encoder,
 )
 from fastbert.cli.outputs import stdout_bytes, to_bytes
-from fastbert.cli.search import cut_to_width
+from fastbert.cli.table import cut_to_width
 
 if TYPE_CHECKING:
     from fastbert.cli.corpus import Passage

@@ -7,14 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastbert.cli.common import (
-    CommandError,
     add_common_options,
     add_model_options,
     load_encoder,
     positive_int,
     progress_bar,
 )
-from fastbert.cli.inputs import RecordReader, add_input_options, batch_size, chunks, reader_from
+from fastbert.cli.inputs import (
+    RecordReader,
+    add_input_options,
+    batch_size,
+    chunks,
+    reader_from,
+    refuse_overwriting_an_input,
+)
 from fastbert.cli.outputs import JsonlWriter, NpyWriter, open_output
 
 if TYPE_CHECKING:
@@ -73,18 +79,10 @@ def _output_name(name: str) -> str:
     return name
 
 
-def _refuse_overwriting_an_input(args: argparse.Namespace) -> None:
-    if args.output in (None, "-") or not Path(args.output).exists():
-        return
-    for name in args.inputs:
-        if name != "-" and Path(name).samefile(args.output):
-            raise CommandError(f"{args.output} is both input and output", code=2)
-
-
 def run(args: argparse.Namespace) -> int:
     """Embed every record; 0 when all are written."""
     reader = reader_from(args, args.inputs)
-    _refuse_overwriting_an_input(args)
+    refuse_overwriting_an_input(args.output, args.inputs)
     # The output is opened before the model is loaded: a directory that can't be written to is
     # told now and not after an hour.
     with open_output(args.output) as file:

@@ -1,26 +1,30 @@
-r"""Reading records: text files, JSONL files and stdin, in bounded memory.
+r"""Reading records: text, JSONL and CSV files and stdin, in bounded memory.
 
 One record is one line, and only ``\n`` ends a line: U+2028, U+0085, ``\f`` and a lone ``\r`` are
 text. Blank lines are records, a last line without ``\n`` is one too, the ``\r`` of a CRLF is
-dropped, and so is a byte order mark at the start of a file.
+dropped, and so is a byte order mark at the start of a file. In CSV a record is a row, and quoted
+fields may hold line ends.
 """
 
 from __future__ import annotations
 
 import argparse
-import codecs
-import json
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO, NamedTuple
 
 from fastbert.cli.common import CommandError, note, positive_int
+from fastbert.cli.csv_rows import CsvRows
+from fastbert.cli.rows import BadLineError, Row, document_row, line_rows, parse_json, parse_text
 
 FORMATS = ("auto", "text", "jsonl")
-JSONL_SUFFIXES = (".jsonl", ".ndjson")
+SUFFIXES: Mapping[str, str] = MappingProxyType({".jsonl": "jsonl", ".ndjson": "jsonl"})
+DELIMITERS: Mapping[str, str] = MappingProxyType({"csv": ",", "tsv": "\t"})
 # A line is held whole. Books have about 1 MB, so this stops a binary file or a device that never
 # sends "\n", and no real text.
 MAX_LINE_BYTES = 1 << 24
@@ -32,75 +36,18 @@ CHUNK_CHARACTERS = 1 << 22
 
 
 class Record(NamedTuple):
-    """One text and where it stands: file as the user named it, line counted from 1."""
+    """One text (or several fields) and where it stands: file as named, line counted from 1."""
 
     file: str
     line: int
     text: str
     size: int  # bytes in the file, line end included
+    more: tuple[str, ...] = ()  # texts beside the first, where a record has several
 
-
-class _BadLineError(Exception):
-    """A line that holds no text; the message says why, without quoting the line."""
-
-
-def is_unicode(text: str) -> bool:
-    """Say whether ``text`` has no lone surrogate: JSON and arguments can carry one, UTF-8 not."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _decode(raw: bytes) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        byte = raw[error.start]
-        raise _BadLineError(f"not UTF-8: byte 0x{byte:02x} at offset {error.start}") from None
-
-
-def _parse_text(raw: bytes) -> str:
-    if raw.endswith(b"\n"):
-        raw = raw[:-2] if raw.endswith(b"\r\n") else raw[:-1]
-    return _decode(raw)
-
-
-def _parse_json(raw: bytes, field: str) -> str:
-    line = _decode(raw).rstrip()
-    if not line:
-        raise _BadLineError("a blank line, expected a JSON object")
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise _BadLineError(f"not JSON: {error.msg} at column {error.pos + 1}") from None
-    except (ValueError, RecursionError):  # an integer or a nesting beyond Python's limits
-        raise _BadLineError("not JSON that Python can hold") from None
-    if not isinstance(value, dict):
-        raise _BadLineError(f"expected a JSON object, found {type(value).__name__}")
-    if field not in value:
-        raise _BadLineError(f"the object has no field {field!r}")
-    text = value[field]
-    if not isinstance(text, str):
-        raise _BadLineError(f"the field {field!r} is {type(text).__name__}, expected a string")
-    if not is_unicode(text):
-        raise _BadLineError(f"the field {field!r} holds half of a surrogate pair")
-    return text
-
-
-def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
-    """Yield each line with its number; None for one that is too long."""
-    number = 0
-    while raw := file.readline(MAX_LINE_BYTES + 1):
-        number += 1
-        if len(raw) > MAX_LINE_BYTES:
-            yield number, None
-            # Only who goes on after that pays for the rest of the line, which may have no end.
-            while not raw.endswith(b"\n") and (rest := file.readline(MAX_LINE_BYTES)):
-                raw = rest
-            continue
-        yield number, raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
+    @property
+    def place(self) -> str:
+        """The record's address in a message."""
+        return f"{self.file}:{self.line}"
 
 
 class RecordReader:
@@ -108,13 +55,17 @@ class RecordReader:
 
     Args:
         names: files, ``-`` for stdin (at most once).
-        file_format: "text", "jsonl", or "auto" for the file's suffix (stdin: text).
-        text_field: the field of a JSONL object that holds the text.
+        file_format: "text", "jsonl", "csv" or "tsv" for all of them; "document" makes each file
+            one text; "auto" goes by the file's suffix (stdin: text).
+        text_field: the field of a JSONL object, or the column, that holds the text.
+        more_fields: those of the texts beside it; in a text file, tabs stand between them.
+        suffixes: which format "auto" takes for which suffix; all else is text.
         skip_bad: leave out lines that hold no text and count them in ``skipped``, instead of
             failing at the first one.
 
     Raises:
-        CommandError: a name is given that cannot be read, or (while iterating) a bad line.
+        CommandError: a name is given that cannot be read, a CSV file lacks a column, or (while
+            iterating) a bad line.
     """
 
     def __init__(
@@ -123,11 +74,14 @@ class RecordReader:
         *,
         file_format: str = "auto",
         text_field: str = "text",
+        more_fields: Sequence[str] = (),
+        suffixes: Mapping[str, str] = SUFFIXES,
         skip_bad: bool = False,
     ) -> None:
         self.names = tuple(names)
         self.file_format = file_format
-        self.text_field = text_field
+        self.fields = (text_field, *more_fields)
+        self.suffixes = suffixes
         self.skip_bad = skip_bad
         self.skipped = 0
         self.first_skipped = ""
@@ -137,10 +91,15 @@ class RecordReader:
         if self.names.count("-") > 1:
             raise CommandError("stdin (-) can be read only once", code=2)
         for name in self.names:
-            if name != "-" and stat.S_ISDIR(Path(name).stat().st_mode):
+            if name == "-":
+                continue
+            if stat.S_ISDIR(Path(name).stat().st_mode):
                 raise CommandError(f"{name}: is a directory, expected a file")
-            if name != "-" and not os.access(name, os.R_OK):
+            if not os.access(name, os.R_OK):
                 raise CommandError(f"{name}: Permission denied")
+            if Path(name).is_file() and self._format_of(name) in DELIMITERS:
+                with Path(name).open("rb") as file:  # tell of its columns before a model loads
+                    self._rows(file, name)
 
     def total_bytes(self) -> int | None:
         """Return the size of all inputs, None where one of them is a stream."""
@@ -151,26 +110,35 @@ class RecordReader:
             total += Path(name).stat().st_size
         return total
 
-    def _is_jsonl(self, name: str) -> bool:
+    def _format_of(self, name: str) -> str:
         if self.file_format == "auto":
-            return Path(name).suffix.lower() in JSONL_SUFFIXES
-        return self.file_format == "jsonl"
+            return self.suffixes.get(Path(name).suffix.lower(), "text")
+        return self.file_format
+
+    def _rows(self, file: BinaryIO, name: str) -> Iterable[Row]:
+        kind = self._format_of(name)
+        if kind in DELIMITERS:
+            return CsvRows(file, name, DELIMITERS[kind], self.fields, MAX_LINE_BYTES)
+        if kind == "document":
+            return [document_row(file, MAX_LINE_BYTES)]
+        if kind == "jsonl":
+            return line_rows(file, partial(parse_json, fields=self.fields), MAX_LINE_BYTES)
+        return line_rows(file, partial(parse_text, count=len(self.fields)), MAX_LINE_BYTES)
 
     def _records(self, file: BinaryIO, name: str) -> Iterator[Record]:
-        jsonl = self._is_jsonl(name)
-        for number, raw in _lines(file):
-            try:
-                if raw is None:
-                    raise _BadLineError(f"a line of more than {MAX_LINE_BYTES} bytes")
-                text = _parse_json(raw, self.text_field) if jsonl else _parse_text(raw)
-            except _BadLineError as error:
-                where = f"{name}:{number}: {error}"
-                if not self.skip_bad:
-                    raise CommandError(where) from None
-                self.first_skipped = self.first_skipped or where
-                self.skipped += 1
-                continue
-            yield Record(name, number, text, len(raw))
+        for line, size, texts in self._rows(file, name):
+            if isinstance(texts, BadLineError):
+                self.refuse(f"{name}:{line}", str(texts))
+            else:
+                yield Record(name, line, texts[0], size, texts[1:])
+
+    def refuse(self, place: str, reason: str) -> None:
+        """Raise CommandError for a bad record, or count it where bad ones are skipped."""
+        where = f"{place}: {reason}"
+        if not self.skip_bad:
+            raise CommandError(where)
+        self.first_skipped = self.first_skipped or where
+        self.skipped += 1
 
     def __iter__(self) -> Iterator[Record]:
         """Yield every record of every file."""
@@ -204,7 +172,7 @@ def chunks(
     characters = 0
     for record in records:
         chunk.append(record)
-        characters += len(record.text)
+        characters += len(record.text) + sum(map(len, record.more))
         if len(chunk) >= max_records or characters >= max_characters:
             yield chunk
             chunk, characters = [], 0
@@ -212,22 +180,43 @@ def chunks(
         yield chunk
 
 
-def add_input_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how inputs are read."""
+def add_input_options(
+    parser: argparse.ArgumentParser,
+    *,
+    formats: Sequence[str] = FORMATS,
+    fields: Mapping[str, str | None] = MappingProxyType({"text": "text"}),
+) -> None:
+    """Add the options that say how inputs are read.
+
+    Args:
+        parser: the command's.
+        formats: what it reads.
+        fields: NAME → default of each ``--NAME-field``; None where it is not read by default.
+    """
     group = parser.add_argument_group("input")
+    tables = set(DELIMITERS) <= set(formats)
     group.add_argument(
         "--format",
-        choices=FORMATS,
+        choices=formats,
         default="auto",
-        help="of every input; auto: .jsonl and .ndjson are JSONL, all else and stdin is text",
+        help="of every input; auto: .jsonl and .ndjson are JSONL, "
+        + (".csv and .tsv are CSV with a header, " if tables else "")
+        + "all else and stdin is text",
     )
-    group.add_argument(
-        "--text-field", default="text", metavar="NAME", help="JSONL field (default: %(default)s)"
-    )
+    what = "JSONL field or CSV column" if tables else "JSONL field"
+    for name, default in fields.items():
+        group.add_argument(
+            f"--{name}-field",
+            default=default,
+            metavar="NAME",
+            help=f"{what} (default: {default or 'none is read'})",
+        )
     group.add_argument(
         "--skip-bad",
         action="store_true",
-        help="leave out lines that do not parse or are not UTF-8, and report their number",
+        help="leave out lines that do not parse or are not UTF-8, and report their number"
+        if not tables
+        else "leave out records that can't be read or worked on, and report their number",
     )
     group.add_argument(
         "--batch-tokens",
@@ -243,6 +232,15 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="lines held and sorted by length at a time (default: %(default)s)",
     )
+
+
+def refuse_overwriting_an_input(output: str | None, names: Sequence[str]) -> None:
+    """Raise CommandError where an output file is one of the inputs."""
+    if output in (None, "-") or not Path(output).exists():
+        return
+    for name in names:
+        if name != "-" and Path(name).samefile(output):
+            raise CommandError(f"{output} is both input and output", code=2)
 
 
 def batch_size(args: argparse.Namespace) -> int:

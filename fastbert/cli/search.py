@@ -7,7 +7,6 @@ import heapq
 import json
 import shutil
 import sys
-import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,10 +26,11 @@ from fastbert.cli.inputs import (
     add_input_options,
     batch_size,
     chunks,
-    is_unicode,
     reader_from,
 )
 from fastbert.cli.outputs import stdout_bytes, to_bytes
+from fastbert.cli.rows import is_unicode
+from fastbert.cli.table import cut_to_width
 
 if TYPE_CHECKING:
     from fastbert.sentence_encoder import SentenceEncoder
@@ -154,33 +154,3 @@ def _plain_line(hit: Hit, width: int | None) -> str:
     passage = hit.record.text.replace("\r\n", " ").replace("\n", " ")
     line = f"{hit.score:.4f}  {hit.record.file}:{hit.record.line}  {passage}"
     return line if width is None else cut_to_width(line, width)
-
-
-def cut_to_width(line: str, width: int) -> str:
-    """Return ``line`` as a terminal of ``width`` columns shows it on one line.
-
-    Control characters (escape sequences among them) and Unicode's line separators become spaces,
-    format characters (which could reorder the line) vanish, and "…" stands for what does not fit.
-    """
-    shown: list[str] = []
-    used = 0
-    for character in line:
-        category = unicodedata.category(character)
-        if category == "Cf":
-            continue
-        if category in ("Cc", "Cs", "Zl", "Zp"):
-            character = " "
-        columns = _columns(character)
-        if used + columns > width:
-            while shown and used + 1 > width:
-                used -= _columns(shown.pop())
-            return "".join(shown) + "…"
-        shown.append(character)
-        used += columns
-    return "".join(shown)
-
-
-def _columns(character: str) -> int:
-    if unicodedata.combining(character):
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1

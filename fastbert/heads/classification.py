@@ -19,6 +19,12 @@ from fastbert.outputs import (
 )
 from fastbert.packing import Packed
 
+_ALIKE = (
+    "BertForSequenceClassification",
+    "BertForTokenClassification",
+    "BertForMultipleChoice",
+)
+
 
 class BertForSequenceClassification(BertHead):
     """BERT that classifies or rates a text: logits = classifier(dropout(pooled)), (B, num_labels).
@@ -31,6 +37,8 @@ class BertForSequenceClassification(BertHead):
 
     Source: Devlin et al. 2019, section 4.1.
     """
+
+    alike = _ALIKE
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
@@ -125,6 +133,7 @@ class BertForTokenClassification(BertHead):
     Source: Devlin et al. 2019, section 5.3.
     """
 
+    alike = _ALIKE
     pools = False
 
     def __init__(self, config: BertConfig) -> None:
@@ -186,6 +195,8 @@ class BertForMultipleChoice(BertHead):
 
     Source: Devlin et al. 2019, section 4.4.
     """
+
+    alike = _ALIKE
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
