@@ -16,16 +16,18 @@ if TYPE_CHECKING:
     from fastbert.tasks.question_answering import Answer, QuestionAnswering
     from fastbert.tasks.reranking import Ranked, Reranking
     from fastbert.tasks.search import Hit, SemanticSearch
-    from fastbert.tasks.semantic_roles import SemanticRoles
+    from fastbert.tasks.semantic_roles import Frame, SemanticRoles
+    from fastbert.tasks.spans import Span, WordSpan, WordTag
     from fastbert.tasks.similarity import SentenceSimilarity
     from fastbert.tasks.text_classification import Label, TextClassification
-    from fastbert.tasks.token_classification import Span, TokenClassification, WordTag
+    from fastbert.tasks.token_classification import TokenClassification
 
 _ROOMS = {
     "Answer": "question_answering",
     "Choice": "multiple_choice",
     "Fill": "fill_mask",
     "FillMask": "fill_mask",
+    "Frame": "semantic_roles",
     "Hit": "search",
     "Label": "text_classification",
     "MultipleChoice": "multiple_choice",
@@ -37,10 +39,11 @@ _ROOMS = {
     "SemanticRoles": "semantic_roles",
     "SemanticSearch": "search",
     "SentenceSimilarity": "similarity",
-    "Span": "token_classification",
+    "Span": "spans",
     "TextClassification": "text_classification",
     "TokenClassification": "token_classification",
-    "WordTag": "token_classification",
+    "WordSpan": "spans",
+    "WordTag": "spans",
 }
 
 __all__ = [
@@ -48,6 +51,7 @@ __all__ = [
     "Choice",
     "Fill",
     "FillMask",
+    "Frame",
     "Hit",
     "Label",
     "MultipleChoice",
@@ -62,6 +66,7 @@ __all__ = [
     "Span",
     "TextClassification",
     "TokenClassification",
+    "WordSpan",
     "WordTag",
 ]
 

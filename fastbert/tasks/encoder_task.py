@@ -18,7 +18,8 @@ class EncoderTask(Generic[Encoder]):
     """Base of the tasks that compare texts.
 
     Args:
-        encoder: an encoder in memory, or the directory or hub id of one.
+        encoder: an encoder in memory, the directory or hub id of one, or None for the default
+            model (which makes vectors, and can't rerank).
         dtype, device, threads, max_length, allow_pickle: of an encoder to load, as its class has
             them.
 
@@ -31,7 +32,7 @@ class EncoderTask(Generic[Encoder]):
 
     def __init__(
         self,
-        encoder: Encoder | str | os.PathLike[str],
+        encoder: Encoder | str | os.PathLike[str] | None = None,
         *,
         dtype: torch.dtype | str = "auto",
         device: torch.device | str | None = None,
@@ -44,7 +45,7 @@ class EncoderTask(Generic[Encoder]):
             if dtype != "auto" or given != (None, None, None) or allow_pickle:
                 raise ValueError("an encoder in memory has its own options: pass none beside it")
             self.encoder: Encoder = encoder
-        elif isinstance(encoder, str | os.PathLike):
+        elif encoder is None or isinstance(encoder, str | os.PathLike):
             self.encoder = self.encoder_class(
                 encoder,
                 dtype=dtype,
