@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fastbert import BertConfig, BertModel, BertTokenizer, SentenceEncoder, TruncationWarning
+from fastbert.checkpoint import CheckpointError
 from fastbert.cross_encoder import CrossEncoder
 from fastbert.sentence_config import Pooling, SentenceConfig
 from fastbert.similarity import SIMILARITIES
@@ -284,7 +285,7 @@ def test_an_encoder_in_memory_or_a_path(
     for options in ({"dtype": "float64"}, {"device": "cpu"}, {"threads": 1}, {"max_length": 9}):
         with pytest.raises(ValueError, match="own options"):
             task(right, **options)
-    for other in (wrong, None, 3):
+    for other in (wrong, 3):
         with pytest.raises(TypeError, match=f"expected a {type(right).__name__}"):
             task(other)
     place = make(tmp_path) if ranks else small_encoder(tmp_path)
@@ -293,6 +294,11 @@ def test_an_encoder_in_memory_or_a_path(
     assert loaded.model.dtype == torch.float64
     with pytest.raises(FileNotFoundError):
         task(tmp_path / "nothing")
+    if ranks:  # the default model has no such head
+        with pytest.raises(CheckpointError, match=r"lacks classifier\.bias, classifier\.weight"):
+            task()
+    else:
+        assert task().encoder.dimension == 384
 
 
 def test_tokens_at_once() -> None:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from fastbert.tasks.reranking import Ranked, Reranking
     from fastbert.tasks.search import Hit, SemanticSearch
     from fastbert.tasks.semantic_roles import Frame, SemanticRoles
-    from fastbert.tasks.spans import Span, WordSpan, WordTag
     from fastbert.tasks.similarity import SentenceSimilarity
+    from fastbert.tasks.spans import Span, WordSpan, WordTag
     from fastbert.tasks.text_classification import Label, TextClassification
     from fastbert.tasks.token_classification import TokenClassification
 
