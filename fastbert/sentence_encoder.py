@@ -169,7 +169,7 @@ class SentenceEncoder:
         vectors = np.empty((len(ids), keep), np.float32)
         for indices, packed in batches:
             hidden = self._hidden(packed)  # (T, C)
-            pooled = self._pool(hidden, packed, prompt_tokens)[:, :keep]
+            pooled = self._pool(hidden, packed, prompt_tokens)[:, :keep].float()
             if normalize_embeddings:
                 pooled = F.normalize(pooled, dim=1)
             vectors[indices] = pooled.cpu().numpy()
@@ -233,7 +233,7 @@ class SentenceEncoder:
         return Lowercase().normalize_str(text) if self.settings.do_lower_case else text
 
     def _batches(
-        self, ids: list[Any], budget: int, progress: bool | None
+        self, ids: Sequence[Any], budget: int, progress: bool | None
     ) -> Iterator[tuple[NDArray[np.int64], Packed]]:
         groups = token_budget_batches([len(row) for row in ids], budget)
         hide = None if progress is None else not progress
@@ -244,20 +244,21 @@ class SentenceEncoder:
                 bar.update(len(indices))
 
     def _hidden(self, packed: Packed) -> Tensor:
-        """(T, C) float32 on the encoder's device."""
+        """(T, C) on the encoder's device, float32, or float64 where it computes in it."""
         if self.device.type == "cpu":
             return torch.from_numpy(self._engine(packed))
         with torch.no_grad():
-            return self.model.encode(packed.to(self.device)).float()
+            hidden = self.model.encode(packed.to(self.device))
+            return hidden if hidden.dtype == torch.float64 else hidden.float()
 
     def _pool(self, hidden: Tensor, packed: Packed, prompt_tokens: int) -> Tensor:
-        """(T, C) → (B, dimension) float32."""
+        """(T, C) → (B, dimension), float32, or float64 where the encoder computes in it."""
         bounds = torch.from_numpy(packed.cu_seqlens).to(hidden.device)
         if prompt_tokens:
             hidden, bounds = without_prompt(hidden, bounds, prompt_tokens)
         with torch.no_grad():
             pooled = pool_tokens(hidden, bounds, self.settings.pooling.modes)
-            vectors = apply_steps(pooled, self.settings.steps).float()
+            vectors = apply_steps(pooled, self.settings.steps)
         ops.raise_if_flagged(hidden.device)
         return vectors
 
@@ -273,7 +274,9 @@ class SentenceEncoder:
             hidden = self._hidden(packed)
             tokens = hidden.split(packed.lengths.tolist())  # B of (n, C)
             ids = np.split(packed.input_ids.astype(np.int64), packed.cu_seqlens[1:-1])
-            pooled = self._pool(hidden, packed, prompt_tokens) if output_value is None else None
+            pooled = None
+            if output_value is None:
+                pooled = self._pool(hidden, packed, prompt_tokens).float()
             for place, index in enumerate(indices):
                 rows[index] = tokens[place]
                 if pooled is not None:
