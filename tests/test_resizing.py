@@ -6,7 +6,9 @@ import pytest
 import torch
 import transformers
 from bert_pair import SIZES, pair, random_ids
+from heads_pair import NAMES, head_pair
 
+from fastbert import heads
 from fastbert.config import BertConfig
 from fastbert.model import BertModel
 from fastbert.pretrained import PreTrainedModel
@@ -69,3 +71,67 @@ def test_a_class_without_embeddings_says_so():
         bare.get_input_embeddings()
     with pytest.raises(TypeError, match="has no input embeddings"):
         bare.set_input_embeddings(torch.nn.Embedding(2, 2))
+
+
+@pytest.mark.parametrize("size", [70, 50])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "BertForPreTraining"])
+def test_the_decoder_and_its_bias_follow(tmp_path, name, tied, size):
+    torch.manual_seed(0)
+    model, _ = head_pair(name, tie_word_embeddings=tied)
+    ids = random_ids(2, 7, vocabulary=50)
+    before = model(ids)[0]
+    decoder = model.get_output_embeddings()
+    weight, bias = decoder.weight.detach().clone(), decoder.bias.detach().clone()
+    words = model.resize_token_embeddings(size)
+    decoder, kept = model.get_output_embeddings(), min(size, 60)
+    assert model.config.vocab_size == model.bert.config.vocab_size == size
+    assert decoder.weight.shape == (size, 32)
+    assert (decoder.out_features, decoder.bias.shape) == (size, (size,))
+    assert (decoder.weight is words.weight) == tied
+    assert tied or model.cls.predictions.decoder.out_features == size
+    assert torch.equal(decoder.weight[:kept], weight[:kept])
+    assert torch.equal(decoder.bias[:kept], bias[:kept])
+    assert not decoder.bias[kept:].any()
+    assert decoder.weight.dtype == decoder.bias.dtype == torch.float64
+    if size > 60:
+        assert 0.01 < decoder.weight[60:].std() < 0.03
+    after = model(ids)[0]
+    assert after.shape == (2, 7, size)
+    torch.testing.assert_close(after[..., :kept], before[..., :kept], rtol=0.0, atol=1e-12)
+    model.train()(ids, labels=torch.full_like(ids, size - 1)).loss.backward()
+    assert model.get_output_embeddings().bias.grad[size - 1] != 0
+    with pytest.raises(IndexError, match=f"labels hold {size}; this head has {size} classes"):
+        model(ids, labels=torch.full_like(ids, size))
+
+    model.eval().save_pretrained(tmp_path)
+    again = getattr(heads, name).from_pretrained(tmp_path, allow_missing=False)
+    assert torch.equal(again(ids)[0], after)
+    theirs = getattr(transformers, name).from_pretrained(tmp_path, dtype=torch.float64)
+    torch.testing.assert_close(theirs(ids)[0], after, rtol=0.0, atol=1e-10)
+
+
+def test_resizing_keeps_what_is_frozen():
+    for tied in (True, False):
+        model, _ = head_pair("BertForMaskedLM", tie_word_embeddings=tied)
+        model.requires_grad_(False)
+        model.resize_token_embeddings(70)
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_head_resizes(name):
+    model, _ = head_pair(name)
+    frozen = {n: p for n, p in model.named_parameters() if "word_embeddings" not in n}
+    assert model.resize_token_embeddings(60) is model.resize_token_embeddings() is not None
+    table = model.resize_token_embeddings(64)
+    assert table is model.bert.embeddings.word_embeddings
+    assert model.config.vocab_size == model.bert.config.vocab_size == 64
+    after = dict(model.named_parameters())
+    assert all(after[n] is p for n, p in frozen.items() if n != "cls.predictions.bias")
+    model.set_input_embeddings(torch.nn.Embedding(64, 32, dtype=torch.float64))
+    model.set_input_embeddings(torch.nn.Embedding(65, 32, dtype=torch.float64))
+    assert model.config.vocab_size == model.bert.config.vocab_size == 65
+    model.set_input_embeddings(table)
+    ids = torch.full((2, 3, 4) if "Choice" in name else (2, 4), 63)
+    assert model(ids)[0].isfinite().all()
