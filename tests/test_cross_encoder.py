@@ -236,6 +236,17 @@ def test_bad_arguments_of_rank(encoder: CrossEncoder, three: Path) -> None:
         CrossEncoder(three).rank("a", ["b"])
 
 
+def test_scores_that_have_no_order_are_refused(encoder: CrossEncoder) -> None:
+    def spoil(logits: torch.Tensor) -> torch.Tensor:
+        logits[1] = float("nan")
+        return logits
+
+    documents = ["cat", "mat", "the cat", "a"]
+    with pytest.raises(ValueError, match="document 1: the score is not a number"):
+        encoder.rank("cat", documents, activation_fn=spoil)
+    assert np.isnan(encoder.predict([("cat", d) for d in documents], activation_fn=spoil)[1])
+
+
 def test_cut_pairs_are_counted_once(encoder: CrossEncoder) -> None:
     full = "cat " * (LIMIT - 4)  # with one more word and three special tokens: exactly the limit
     with warnings.catch_warnings(action="error"):

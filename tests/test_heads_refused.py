@@ -107,6 +107,15 @@ def test_targets_of_another_shape_are_refused(guarded, problem, num_labels, labe
     assert ours.config.problem_type == problem  # a mistake decides nothing
 
 
+@pytest.mark.parametrize("bad", [-100, 2, float("nan"), -0.01, 1.01])
+def test_targets_of_several_labels_out_of_range_are_named(guarded, bad):
+    ours = guarded(SEQUENCE, problem_type="multi_label_classification", num_labels=3)
+    batch = make_batch(SEQUENCE)
+    labels = torch.tensor([[0, 1, 0.5], [1, bad, 0], [1, 1, 1]])
+    with pytest.raises(IndexError, match=rf"labels hold {bad}.*; .* 0\.\.1"):
+        ours(batch.ids, labels=labels)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_goes_beside_a_packed(guarded, name):
     ours = guarded(name)

@@ -254,3 +254,18 @@ def test_a_layer_of_another_type_is_called_unfused(fresh):
     assert type(inner.dense) is Linear
     inner.dense = Adapted(inner.dense)
     torch.testing.assert_close(inner(x), nn.functional.gelu(before + 1.0))
+
+
+def test_parameters_are_counted_once():
+    from fastbert.heads import BertForMaskedLM
+
+    config = BertConfig(vocab_size=60, hidden_size=32, num_hidden_layers=1, num_attention_heads=4,
+                        intermediate_size=48, max_position_embeddings=40)  # fmt: skip
+    model = BertForMaskedLM(config)
+    tables = (60 + 40 + 2) * 32
+    assert model.base_model is model.bert
+    assert model.bert.base_model is model.bert
+    assert model.num_parameters() == sum(p.numel() for p in model.parameters())
+    assert model.num_parameters() - model.num_parameters(exclude_embeddings=True) == tables
+    model.base_model.requires_grad_(False)
+    assert model.num_parameters(only_trainable=True) == 32 * 32 + 3 * 32 + 60

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fastbert import CheckpointError, TruncationWarning
 from fastbert.heads import BertForSequenceClassification
 from fastbert.tasks.text_classification import FUNCTIONS, Label, TextClassification
 
-TEXTS = ["The cat sat on the mat.", "", "unbelievable tea!", "國 中 cafe", "bad river " * 9]
+TEXTS = ["The cat sat on the mat.", "?", "unbelievable tea!", "國 中 cafe", "bad river " * 9]
 PAIRS = ["a dog", "it was good", "", "he ran, she saw", "[SEP] [MASK]"]
 NAMES = ["negative", "so-so", "positive", "unsure"]
 FORMS: dict[str, dict[str, Any]] = {
@@ -151,6 +152,56 @@ def test_forms_batches_and_order(task: TextClassification) -> None:
     assert task([]) == []
     assert task([], []) == []
     assert [len(labels) for labels in task(TEXTS)] == [1] * len(TEXTS)
+
+
+@pytest.mark.parametrize("combine", [None, "sum"])
+def test_a_blank_text_has_no_labels(task: TextClassification, combine: str | None) -> None:
+    assert [len(found) for found in task(["", "a cat", " \n"], combine=combine)] == [0, 1, 0]
+    assert task("", combine=combine) == []
+    assert len(task("", "a dog")) == 1
+
+
+def test_a_model_in_training_keeps_its_modes(task: TextClassification) -> None:
+    """Module by module: who trains a head on a frozen encoder has that in eval mode."""
+    task.model.train()
+    task.model.bert.eval()
+    before = [module.training for module in task.model.modules()]
+    try:
+        task("a cat")
+        assert [module.training for module in task.model.modules()] == before
+    finally:
+        task.model.eval()
+
+
+def test_threads_share_a_model_in_training(
+    task: TextClassification, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first that is done must not switch the others' dropout on, nor the last leave it off."""
+    forward, met = BertForSequenceClassification.forward, threading.Barrier(2, timeout=20)
+    first, seen = threading.Event(), []
+
+    def slow(model: Any, *args: Any, **options: Any) -> Any:
+        first.set()
+        met.wait()  # both are inside
+        if threading.current_thread().name == "late":
+            early.join()
+        seen.append(any(module.training for module in model.modules()))
+        return forward(model, *args, **options)
+
+    monkeypatch.setattr(BertForSequenceClassification, "forward", slow)
+    early = threading.Thread(target=task, args=("a cat",))
+    late = threading.Thread(target=task, args=("a cat",), name="late")
+    task.model.train()
+    try:
+        early.start()
+        assert first.wait(20)
+        late.start()
+        for thread in (early, late):
+            thread.join()
+        assert seen == [False, False]
+        assert all(module.training for module in task.model.modules())
+    finally:
+        task.model.eval()
 
 
 def test_equal_scores_stand_in_the_configs_order(directories: dict[str, Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from pathlib import Path
 from typing import Any
@@ -245,6 +246,15 @@ def test_bad_input_is_named(
 ) -> None:
     with pytest.raises(error, match=message):
         call(reader)
+
+
+def test_logits_that_are_not_finite(reader: TokenClassification) -> None:
+    """A label that is not a number compares with none: nothing would be found, in silence."""
+    model = copy.deepcopy(reader.model)
+    with torch.no_grad():
+        model.classifier.bias[1] = float("nan")
+    with pytest.raises(ValueError, match="text 1: the model's logits are not finite"):
+        TokenClassification(model, reader.tokenizer)(["", "ann was"])
 
 
 def test_a_model_without_room_is_refused(reader: TokenClassification) -> None:

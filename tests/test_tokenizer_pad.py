@@ -120,3 +120,32 @@ def test_bad_rows_are_named(tokenizers, rows, options, error, message):
 
 def test_no_rows(tokenizers):
     assert tokenizers[0].pad([])["input_ids"] == []
+    assert tokenizers[0].pad({"input_ids": []})["input_ids"] == []
+
+
+@pytest.mark.parametrize("kind", [None, "np", "pt"])
+def test_one_row_alone_gets_no_batch_axis(tokenizers, kind):
+    for options in ({}, {"padding": "max_length", "max_length": 6}):
+        ours, theirs = (
+            tokenizer.pad(dict(tokenizer("x")), return_tensors=kind, **options)
+            for tokenizer in tokenizers
+        )
+        for name in theirs:
+            assert type(ours[name]) is type(theirs[name])
+            np.testing.assert_array_equal(ours[name], theirs[name])
+    labelled = tokenizers[0].pad({"input_ids": [5, 6], "label": 3}, return_tensors=kind)
+    assert int(labelled["label"]) == 3
+
+
+def test_empty_rows_hold_whole_numbers(tokenizers):
+    padded = tokenizers[0].pad([{"input_ids": [], "attention_mask": []}], return_tensors="pt")
+    assert padded["input_ids"].dtype == padded["attention_mask"].dtype == torch.int64
+    assert padded["input_ids"].shape == (1, 0)
+    padded = tokenizers[0].pad([{"input_ids": []}], return_tensors="np")
+    assert padded["input_ids"].dtype == np.int64
+
+
+def test_padding_counts_as_special(tokenizers):
+    rows = [{"input_ids": [2, 9], "special_tokens_mask": [1, 0]}]
+    rows.append({"input_ids": [2], "special_tokens_mask": [1]})
+    assert tokenizers[0].pad(rows)["special_tokens_mask"] == [[1, 0], [1, 1]]

@@ -15,7 +15,7 @@ from fastbert.cli.inputs import (
     refuse_overwriting_an_input,
 )
 from fastbert.cli.outputs import open_output
-from fastbert.cli.results import View, on_terminal, result_writer, shown_score
+from fastbert.cli.results import View, not_finite, on_terminal, result_writer, shown_score
 from fastbert.cli.rows import is_unicode
 from fastbert.cli.task_model import Needed, check_model, load_task
 from fastbert.cli.task_run import (
@@ -110,14 +110,16 @@ def rank(encoder: CrossEncoder, args: argparse.Namespace, reader: RecordReader) 
     with progress_bar(reader.total_bytes(), hidden=on_terminal(args)) as bar:
         for chunk in chunks(reader, args.chunk_lines):
             records = [record for record in chunk if record.text.strip()]
-            for found in encoder.rank(
-                args.query,
-                [record.text for record in records],
+            scores = encoder.predict(
+                [(args.query, record.text) for record in records],
                 batch_size=batch_size(args),
                 show_progress_bar=False,
-            ):
-                place = found["corpus_id"]
-                best.append(Candidate(found["score"], -(number + place), records[place]))
+                convert_to_tensor=True,  # not narrowed to float32
+            ).tolist()
+            for place, (score, record) in enumerate(zip(scores, records, strict=True)):
+                if score != score:  # a NaN compares with nothing: there would be no order
+                    raise CommandError(not_finite(record))
+                best.append(Candidate(score, -(number + place), record))
             if args.top_k is not None:
                 best = heapq.nlargest(args.top_k, best, key=lambda found: found[:2])
             number += len(records)

@@ -81,10 +81,15 @@ def json_line(record: Record, fields: dict[str, Any]) -> bytes:
     try:
         return to_bytes(json.dumps(whole, ensure_ascii=False, allow_nan=False) + "\n")
     except ValueError:
-        raise CommandError(
-            f"{record.place}: the score is not finite (the model overflows in this precision, or"
-            " its weights hold NaN)"
-        ) from None
+        raise CommandError(not_finite(record)) from None
+
+
+def not_finite(record: Record) -> str:
+    """Return what is said of a record whose score is no number that JSON has."""
+    return (
+        f"{record.place}: the score is not finite (the model overflows in this precision, or its"
+        " weights hold NaN)"
+    )
 
 
 def as_fields(found: Any) -> dict[str, Any]:

@@ -114,7 +114,8 @@ class BertForSequenceClassification(BertHead):
                 f"labels must be (B, num_labels) = ({B}, {N}) for {problem.replace('_', ' ')}, not"
                 f" {tuple(labels.shape)}"
             )
-        return labels.reshape(B, N)
+        targets = labels.reshape(B, N)
+        return targets if problem == "regression" else losses.shares("labels", targets)
 
     def _loss(self, logits: Tensor, targets: tuple[str, Tensor]) -> Tensor:
         problem, labels = targets

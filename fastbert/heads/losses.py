@@ -68,17 +68,33 @@ def class_labels(name: str, labels: Tensor, classes: int) -> Tensor:
     return labels
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = IGNORE) -> Tensor:
+def shares(name: str, labels: Tensor) -> Tensor:
+    """The targets of several labels, if each lies in 0..1; checked as `class_labels` does.
+
+    Raises:
+        IndexError: if one on a CPU does not (on a GPU it is counted, and computed with).
+    """
+    if torch.compiler.is_compiling():
+        return labels
+    good = (labels >= 0) & (labels <= 1)  # a NaN is neither
+    if labels.device.type != "cpu":
+        flags.count(name, ~good, 2)
+    elif not bool(good.all()):
+        bad = labels[~good][0].item()
+        raise IndexError(f"{name} hold {bad:g}; of several labels, each target lies in 0..1")
+    return labels
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean over counted rows of logsumexp(logits[m]) - logits[m, labels[m]].
 
     Args:
         logits: (M, N).
-        labels: (M,) int64.
-        ignore_index: the label that does not count.
+        labels: (M,) int64, classes or `IGNORE`.
     """
     wide = logits.to(statistics_dtype(logits.dtype))
-    total = F.cross_entropy(wide, labels, ignore_index=ignore_index, reduction="sum")
-    return total / (labels != ignore_index).sum().clamp(min=1)
+    total = F.cross_entropy(wide, labels, ignore_index=IGNORE, reduction="sum")
+    return total / (labels != IGNORE).sum().clamp(min=1)
 
 
 def mean_of_counted(losses: Tensor, labels: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Generic, TypeVar
@@ -163,12 +164,25 @@ class Task(Generic[Head]):
         return self.tokenizer.num_special_tokens_to_add(pair)
 
 
+# Models that tasks are looking at: how many calls, and the modules to set back to train mode.
+_looked_at: dict[torch.nn.Module, tuple[int, list[torch.nn.Module]]] = {}
+_looking = threading.Lock()
+
+
 @contextmanager
 def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Eval mode, and back: a task may look at a model that is being trained."""
-    training = model.training
-    model.eval()
+    """Eval mode, and back after the last of the threads' calls: a model may be in training."""
+    with _looking:
+        calls, trained = _looked_at.get(model, (0, []))
+        trained = trained if calls else [part for part in model.modules() if part.training]
+        _looked_at[model] = calls + 1, trained
+        model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        with _looking:
+            calls, trained = _looked_at.pop(model)
+            if calls > 1:
+                _looked_at[model] = calls - 1, trained
+            for part in trained if calls == 1 else ():
+                part.training = True

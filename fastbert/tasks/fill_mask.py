@@ -95,7 +95,7 @@ class FillMask(Task[BertForMaskedLM]):
         """Fill the masks of texts.
 
         Args:
-            texts: B texts, or one, each with a mask or several.
+            texts: B texts, or one, each with a mask or several; a blank one has none.
             top_k: tokens for each mask, at most V, or all targets if they are fewer.
             targets: only these words come into question; their scores stay those among all tokens.
                 Each must be exactly one token; one that is given twice counts once.
@@ -110,7 +110,7 @@ class FillMask(Task[BertForMaskedLM]):
             TypeError: something among the texts or targets is no str.
             ValueError: the vocabulary has no mask token; a text has none, or one that lies beyond
                 the model's length, with the text's index; a target that is not one token, by name;
-                `top_k` out of range. Nothing was computed then.
+                `top_k` out of range. Nothing was computed then. Also logits that are not finite.
 
         Warns:
             TruncationWarning: how many texts were cut, all behind (or before) their masks.
@@ -132,6 +132,8 @@ class FillMask(Task[BertForMaskedLM]):
             counts = [len(rows[i].spans) for i in indices]
             parts = zip(indices, scores.split(counts), tokens.split(counts), strict=True)
             for i, row_scores, row_tokens in parts:
+                if not row_scores.isfinite().all():
+                    raise ValueError(f"text {i}: the model's logits are not finite")
                 fills[i] = self._fills(rows[i], mask_id, row_scores.tolist(), row_tokens.tolist())
         return fills[0] if isinstance(texts, str) else fills
 
@@ -179,7 +181,7 @@ class FillMask(Task[BertForMaskedLM]):
                 for span, token in zip(read["offset_mapping"][i], ids, strict=True)
                 if token == mask_id
             ]
-            if not spans:
+            if not spans and text.strip():
                 raise ValueError(f"text {i} has no {self.tokenizer.mask_token} to fill")
             if len(ids) > self.max_length:
                 cut += 1

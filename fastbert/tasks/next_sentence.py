@@ -77,7 +77,8 @@ class NextSentence(Task[BertForNextSentencePrediction]):
 
         Raises:
             TypeError: something is no text, or one text stands beside a list.
-            ValueError: as many second texts as first ones were expected.
+            ValueError: as many second texts as first ones were expected; logits that are not
+                finite, with the pair's index.
 
         Warns:
             TruncationWarning: how many pairs were longer than the model and were cut: the longer
@@ -96,6 +97,9 @@ class NextSentence(Task[BertForNextSentencePrediction]):
         run = self._run(ids, types, self._scores, batch_tokens=batch_tokens, progress=progress)
         for indices, _, values in run:
             scores[indices] = values
+        bad = np.flatnonzero(~np.isfinite(scores))
+        if bad.size:
+            raise ValueError(f"text {bad[0]}: the model's logits are not finite")
         results = [NextSentenceResult(score >= 0.5, score) for score in scores.tolist()]
         return results[0] if isinstance(firsts, str) else results
 

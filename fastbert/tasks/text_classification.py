@@ -92,12 +92,13 @@ class TextClassification(Task[BertForSequenceClassification]):
 
         Returns:
             Labels of each text, best first (equal ones in the config's order); for one text its
-            labels alone.
+            labels alone. A blank text without a pair has none.
 
         Raises:
             TypeError: something among the texts is no str; one text beside several pairs.
             ValueError: as many pairs as texts were expected; pairs with `combine`; a stride without
-                `combine` or as long as a window; another function; `top_k` below 1.
+                `combine` or as long as a window; another function; `top_k` below 1; logits that are
+                not finite, with the text's index.
 
         Warns:
             TruncationWarning: how many texts were cut.
@@ -123,7 +124,9 @@ class TextClassification(Task[BertForSequenceClassification]):
             )
         else:
             logits = self._long_logits(firsts, combine, stride, batch_tokens, progress)
-        labels = [self._labels(scores, most) for scores in _scores(logits, function)]
+        blank = [seconds is None and not text.strip() for text in firsts]
+        rows = zip(_scores(logits, function), blank, strict=True)
+        labels = [[] if empty else self._labels(scores, most) for scores, empty in rows]
         return labels[0] if isinstance(texts, str) else labels
 
     def _cut_logits(
@@ -179,6 +182,9 @@ def _default_function(config: BertConfig) -> str:
 
 
 def _scores(logits: NDArray[np.float64], function: str) -> NDArray[np.float64]:
+    bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if bad.size:
+        raise ValueError(f"text {bad[0]}: the model's logits are not finite")
     tensor = torch.from_numpy(logits)
     if function == "softmax":
         return tensor.softmax(dim=1).numpy()

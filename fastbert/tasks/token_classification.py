@@ -102,7 +102,7 @@ class TokenClassification(Task[BertForTokenClassification]):
         Raises:
             TypeError: something among the texts is no str, with its index.
             ValueError: an unknown strategy, a stride that leaves a window no step forward, a text
-                UTF-8 can't hold.
+                UTF-8 can't hold, logits that are not finite.
         """
         check_choice("strategy", strategy, STRATEGIES)
         ignored = label_names(ignore_labels)
@@ -235,7 +235,10 @@ class TokenClassification(Task[BertForTokenClassification]):
                 window = cut[number]
                 at = int(packed.cu_seqlens[place]) + window.shift
                 start, end = window.owned
-                scores[window.row][start:end] = found[at + start : at + end]
+                part = scores[window.row][start:end] = found[at + start : at + end]
+                if not np.isfinite(part).all():
+                    text = rows[window.row].text
+                    raise ValueError(f"text {text}: the model's logits are not finite")
         return scores
 
     def _probabilities(self, packed: Packed) -> NDArray[np.floating]:

@@ -36,7 +36,8 @@ def pad_rows(
         return_tensors: "np", "pt", or None for lists.
 
     Returns:
-        Ids, types and masks padded; every other name (labels, say) as it came, row by row.
+        Ids, types and masks padded; every other name (labels, say) as it came, row by row. One row
+        alone has no batch axis.
 
     Raises:
         TypeError: if it is no mapping, and no list of mappings.
@@ -55,7 +56,7 @@ def pad_rows(
     if not wanted:
         names = [name for name in names if name != "attention_mask"]
     values: dict[str, Any] = {name: [row[name] for row in padded] for name in names}
-    if single and return_tensors is None:
+    if single and rows:
         values = {name: value[0] for name, value in values.items()}
     return _encoding(values, return_tensors)
 
@@ -64,18 +65,24 @@ def _encoding(values: dict[str, Any], return_tensors: str | None) -> BatchEncodi
     """Arrays or tensors of every value, whole numbers as int64, others as they are."""
     made = BatchEncoding({}, None, return_tensors)
     for name, value in values.items():
-        widths = {len(row) for row in value if isinstance(row, list)}
+        widths = {len(row) for row in _listed(value) if isinstance(row, list)}
         if return_tensors is not None and len(widths) > 1:
             raise ValueError(
                 f"{name}: rows of {min(widths)} to {max(widths)} tokens make no array; pad them"
                 " (a collator has to pad what the tokenizer does not know)"
             )
-        made[name] = value if return_tensors is None else np.asarray(value)
+        whole = name == "input_ids" or name in _FILL  # what an empty list does not show
+        kind = np.int64 if whole else None
+        made[name] = value if return_tensors is None else np.asarray(value, kind)
         if return_tensors == "pt":
             import torch
 
-            made[name] = torch.as_tensor(value)
+            made[name] = torch.as_tensor(value, dtype=torch.int64 if whole else None)
     return made
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _rows(given: Any) -> tuple[list[dict[str, Any]], bool]:
