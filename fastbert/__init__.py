@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from fastbert.messages import TruncationWarning
     from fastbert.model import BertModel
+    from fastbert.ops.determinism import deterministic
     from fastbert.packing import Packed, pack, unpack
     from fastbert.sentence_encoder import SentenceEncoder
     from fastbert.tokenization.batch_encoding import BatchEncoding
@@ -53,6 +54,7 @@ _ROOMS = {
     "Packed": "packing",
     "SentenceEncoder": "sentence_encoder",
     "TruncationWarning": "messages",
+    "deterministic": "ops.determinism",
     "pack": "packing",
     "unpack": "packing",
 }
@@ -76,6 +78,7 @@ __all__ = [
     "SentenceEncoder",
     "TruncationWarning",
     "__version__",
+    "deterministic",
     "pack",
     "unpack",
 ]

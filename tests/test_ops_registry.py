@@ -14,6 +14,8 @@ def twice(monkeypatch):
     tables = {"reference": dict(registry._IMPLEMENTATIONS["reference"])}
     monkeypatch.setattr(registry, "_IMPLEMENTATIONS", tables)
     monkeypatch.setattr(registry, "_SERVED_BY", {})
+    monkeypatch.setattr(registry, "_LOADERS", {})
+    monkeypatch.setattr(registry, "_ON_DEVICE", {})
     calls = []
 
     def linear(x, weight, bias, activation, save):
@@ -111,3 +113,24 @@ def test_inference_mode():
     with torch.inference_mode():
         out = ops.linear(randn(5, 4), randn(6, 4), None, "gelu")
     assert out.is_inference()
+
+
+def test_an_implementation_loads_when_it_is_asked_for_or_its_device_met(twice, monkeypatch):
+    loaded = []
+
+    def load():
+        loaded.append(1)
+        ops.register("late", "linear", "strange", lambda *args: ("late", args))
+
+    ops.register_loader("late", "strange", load, lambda: True)
+    ops.register_loader("absent", "other", load, lambda: False)
+    assert ops.implementations() == ("absent", "late", "reference", "twice")
+    assert registry._choose("linear", "cpu") is registry._IMPLEMENTATIONS["twice"]["linear"]
+    assert registry._choose("linear", "other") is registry.reference_of("linear")
+    assert not loaded
+    assert registry._choose("linear", "strange")(1) == ("late", (1,))
+    assert registry._choose("linear", "strange")(2) == ("late", (2,))
+    assert loaded == [1]
+    with ops.use("late"):
+        assert registry._choose("linear", "cpu")(3) == ("late", (3,))
+    assert loaded == [1, 1]

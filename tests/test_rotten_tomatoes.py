@@ -30,24 +30,27 @@ def classifier(minilm_dir):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the head is new, and that is meant
         return BertForSequenceClassification.from_pretrained(
-            minilm_dir, id2label={0: "rotten", 1: "fresh"}
+            minilm_dir,
+            id2label={0: "rotten", 1: "fresh"},
+            hidden_dropout_prob=0.0,  # a pass or two: nothing to overfit to, and a fifth less time
+            attention_probs_dropout_prob=0.0,
         )
 
 
 def test_a_minute_of_training_beats_the_majority_clearly(minilm_dir):
     train, held_out = reviews()
     model, tokenizer = classifier(minilm_dir), BertTokenizer.from_pretrained(minilm_dir)
-    fine_tune(model, tokenizer, train[:2500], epochs=1, lr=2e-4)
+    fine_tune(model, tokenizer, train[:2000], epochs=1, lr=3e-4)
     reached, majority = accuracy(model, tokenizer, held_out[:1000])
     assert majority < 0.62
     assert reached >= 0.72
 
 
-def test_all_reviews_reach_the_bar(minilm_dir, tmp_path):
+def test_nine_thousand_reviews_reach_the_bar(minilm_dir, tmp_path):
     train, held_out = reviews()
     assert len(held_out) >= 2000
     model, tokenizer = classifier(minilm_dir), BertTokenizer.from_pretrained(minilm_dir)
-    fine_tune(model, tokenizer, train, epochs=3, lr=1e-4)
+    fine_tune(model, tokenizer, train[:9000], epochs=2, lr=2e-4)
     reached, majority = accuracy(model, tokenizer, held_out)
     assert majority < 0.60
     assert reached >= 0.83

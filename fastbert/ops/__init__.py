@@ -4,6 +4,7 @@
 """
 
 from fastbert.forks import guard_forks
+from fastbert.ops import triton
 from fastbert.ops.attention import varlen_attention
 from fastbert.ops.cross_entropy import linear_cross_entropy
 from fastbert.ops.edges import POOLINGS, pack, pool, unpack, work_list
@@ -11,7 +12,7 @@ from fastbert.ops.embedding import embed_layer_norm
 from fastbert.ops.flags import raise_if_flagged
 from fastbert.ops.layer_norm import residual_layer_norm
 from fastbert.ops.linear import bias_gelu, linear
-from fastbert.ops.registry import draw_seed, implementations, register, use
+from fastbert.ops.registry import draw_seed, implementations, register, register_loader, use
 
 __all__ = [
     "POOLINGS",
@@ -25,6 +26,7 @@ __all__ = [
     "pool",
     "raise_if_flagged",
     "register",
+    "register_loader",
     "residual_layer_norm",
     "unpack",
     "use",
@@ -33,3 +35,4 @@ __all__ = [
 ]
 
 guard_forks()
+register_loader(triton.NAME, "cuda", triton.load, triton.available)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from fastbert import reference
 from fastbert import reference_backward as backward
-from fastbert.ops.registry import autocast, check, check_seed, define, needs_grad
+from fastbert.ops.registry import autocast, check_seed, define, needs_grad
 
 
 def _forward(
@@ -101,6 +101,22 @@ class _VarlenAttention(torch.autograd.Function):
         return d_qkv, None, None, None, None, None, None
 
 
+def _are_int32(a: Tensor, a_dims: int, b: Tensor, b_dims: int) -> bool:
+    int32 = torch.int32
+    return a.dtype is int32 and b.dtype is int32 and a.dim() == a_dims and b.dim() == b_dims
+
+
+def _refuse(qkv: Tensor, cu_seqlens: Tensor, work: Tensor) -> NoReturn:
+    """Say which argument is not as it should be; out of the way of the calls that are right."""
+    if qkv.dim() != 4 or qkv.shape[1] != 3:
+        raise ValueError(f"qkv must be (T, 3, H, D), not {tuple(qkv.shape)}")
+    if cu_seqlens.dim() != 1 or cu_seqlens.dtype != torch.int32:
+        raise ValueError(
+            f"cu_seqlens must be (B + 1,) int32, not {tuple(cu_seqlens.shape)} {cu_seqlens.dtype}"
+        )
+    raise ValueError(f"work must be (W, 2) int32, not {tuple(work.shape)} {work.dtype}")
+
+
 def varlen_attention(
     qkv: Tensor,
     cu_seqlens: Tensor,
@@ -129,20 +145,9 @@ def varlen_attention(
 
     Source: Vaswani et al. 2017, section 3.2.1.
     """
-    check(
-        qkv.dim() == 4 and qkv.shape[1] == 3,
-        lambda: f"qkv must be (T, 3, H, D), not {tuple(qkv.shape)}",
-    )
-    check(
-        cu_seqlens.dim() == 1 and cu_seqlens.dtype == torch.int32,
-        lambda: (
-            f"cu_seqlens must be (B + 1,) int32, not {tuple(cu_seqlens.shape)} {cu_seqlens.dtype}"
-        ),
-    )
-    check(
-        work.dim() == 2 and work.shape[1] == 2 and work.dtype == torch.int32,
-        lambda: f"work must be (W, 2) int32, not {tuple(work.shape)} {work.dtype}",
-    )
+    good = qkv.dim() == 4 and qkv.shape[1] == 3
+    if not (good and _are_int32(cu_seqlens, 1, work, 2) and work.shape[1] == 2):
+        _refuse(qkv, cu_seqlens, work)
     check_seed(dropout_p, seed)
     (qkv,) = autocast(qkv)  # type: ignore[assignment]
     if needs_grad(qkv):

@@ -54,6 +54,18 @@ def _fake(
     )
 
 
+def _backward(
+    grad: Tensor, ids: Tensor, types: Tensor, positions: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    if ids.device.type != "cpu":  # what the forward pass clamped and counted
+        tables = rest[0], rest[2], rest[1]  # word, type, position
+        indices = (ids, types, positions)
+        ids, types, positions = (
+            index.clamp(0, table.shape[0] - 1) for index, table in zip(indices, tables, strict=True)
+        )
+    return backward.embed_layer_norm_backward(grad, ids, types, positions, *rest)
+
+
 def _fake_backward(
     grad: Tensor,
     ids: Tensor,
@@ -80,7 +92,7 @@ _op_backward = define(
     "embed_layer_norm_backward(Tensor grad, Tensor ids, Tensor types, Tensor positions,"
     " Tensor word, Tensor position, Tensor type, Tensor weight, Tensor mean, Tensor rstd,"
     " int padding_idx) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    reference=backward.embed_layer_norm_backward,
+    reference=_backward,
     fake=_fake_backward,
 )
 

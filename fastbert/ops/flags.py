@@ -7,6 +7,8 @@ next place that reads from the device anyway raises.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -20,20 +22,33 @@ def clamp_and_count(
 ) -> tuple[Tensor, ...]:
     """Each index tensor clamped to 0..limit - 1; what lay outside is counted on the device."""
     device = indices[0].device
-    if device not in _counters:
-        _counters[device] = torch.zeros(6, dtype=torch.int64, device=device)
     bad = [((i < 0) | (i >= limit)).sum() for i, limit in zip(indices, limits, strict=True)]
-    tops = torch.tensor(limits, device=device)
-    _counters[device][:3] += torch.stack(bad)
-    _counters[device][3:] = tops
+    found = counter(device)
+    found[:3] += torch.stack(bad)
+    found[3:] = _tops(device, limits)
     return tuple(i.clamp(0, limit - 1) for i, limit in zip(indices, limits, strict=True))
+
+
+def counter(device: torch.device) -> Tensor:
+    """(6,) int64 on the device: how many ids, types and positions were bad, and their limits."""
+    if device not in _counters:
+        with torch.inference_mode(False):  # it is written to in any mode
+            _counters[device] = torch.zeros(6, dtype=torch.int64, device=device)
+    return _counters[device]
+
+
+@cache
+def _tops(device: torch.device, limits: tuple[int, int, int]) -> Tensor:
+    """The limits on the device, copied there once: a graph's capture allows no copy."""
+    with torch.inference_mode(False):
+        return torch.tensor(limits, device=device)
 
 
 def count(name: str, bad: Tensor, limit: int) -> None:
     """Count the bad among labels of that name on the device of `bad`, without reading from it."""
-    found = _labels.setdefault(bad.device, {})
-    before, _ = found.get(name, (0, limit))
-    found[name] = (bad.sum() + before, limit)
+    seen = _labels.setdefault(bad.device, {})
+    before, _ = seen.get(name, (0, limit))
+    seen[name] = (bad.sum() + before, limit)
 
 
 def raise_if_flagged(device: torch.device) -> None:
@@ -43,11 +58,11 @@ def raise_if_flagged(device: torch.device) -> None:
         IndexError: if an id, type, position or label lay outside its table since the last look.
     """
     seen: list[tuple[str, int, int]] = []  # name, bad ones, limit
-    counter = _counters.get(device)
-    if counter is not None:
-        counts = counter.tolist()
+    found = _counters.get(device)
+    if found is not None:
+        counts = found.tolist()
         if any(counts[:3]):
-            counter.zero_()
+            found.zero_()
         seen += zip(_NAMES, counts[:3], counts[3:], strict=True)
     seen += [(name, int(n), limit) for name, (n, limit) in _labels.pop(device, {}).items()]
     bad = ", ".join(f"{n} {name} outside 0..{limit - 1}" for name, n, limit in seen if n)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastbert import reference
 from fastbert import reference_backward as backward
-from fastbert.ops.registry import check, check_seed, define, needs_grad
+from fastbert.ops.registry import check_seed, define, needs_grad
 
 
 def _sum_dtype(x: Tensor, residual: Tensor | None) -> torch.dtype:
@@ -121,17 +121,14 @@ def residual_layer_norm(
 
     Source: Ba et al. 2016, section 3.
     """
-    check(
-        x.dim() == 2 and weight.shape == bias.shape == x.shape[1:],
-        lambda: (
+    if x.dim() != 2 or not weight.shape == bias.shape == x.shape[1:]:
+        raise ValueError(
             f"x (T, C), weight (C,) and bias (C,) must share C, not {tuple(x.shape)},"
             f" {tuple(weight.shape)} and {tuple(bias.shape)}"
-        ),
-    )
-    if residual is not None:
-        check(
-            residual.shape == x.shape,
-            lambda: f"residual must have x's shape {tuple(x.shape)}, not {tuple(residual.shape)}",
+        )
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(
+            f"residual must have x's shape {tuple(x.shape)}, not {tuple(residual.shape)}"
         )
     check_seed(dropout_p, seed)
     if needs_grad(x, residual, weight, bias):
