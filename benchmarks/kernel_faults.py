@@ -126,6 +126,7 @@ def _work(loop: Record, variant: Variant) -> Iterator[str]:
         least = 64 if _attention(variant) else 128
         if "HMMA" in loop["mix"]:
             yield "HMMA on sm_90"
+        least = min(least, *(n for _, n, _ in variant.tensor_work))  # a head dim of 32 has no more
         if any(n < least for _, n, _ in shapes):
             yield f"HGMMA shapes {', '.join(loop['shapes'])}: N < {least}"
 

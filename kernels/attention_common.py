@@ -174,7 +174,7 @@ def _tile(m: int, n: int, warps: int, stages: int) -> Tile:
 
 # Plain FFMA: operands of a whole head dim lie in registers, so that tiles are small.
 _FLOAT = (_tile(32, 16, 4, 1), _tile(32, 16, 4, 1), _tile(16, 16, 8, 2))
-_TF32 = (_tile(64, 32, 4, 2), _tile(64, 32, 4, 2), _tile(64, 32, 8, 2))
+_TF32 = (_tile(64, 32, 4, 2), _tile(64, 32, 4, 2), _tile(32, 32, 4, 1))
 _WIDE = (*_FLOAT, *_TF32)
 _SMALL = (_tile(64, 32, 4, 1),) * 9
 
@@ -193,7 +193,7 @@ _SM_86 = _SM_80 | _table(  # what fits sm_80 spills here
     keys_dropout=(_tile(128, 16, 8, 2), _tile(128, 16, 8, 2), _tile(64, 64, 8, 2), *_WIDE),
 )
 _SM_90 = _table(
-    forward=(_tile(128, 128, 8, 3), _tile(128, 128, 8, 3), _tile(128, 128, 8, 2), *_WIDE),
+    forward=(_tile(128, 128, 8, 3), _tile(128, 128, 8, 3), _tile(128, 128, 8, 3), *_WIDE),
     queries=(_tile(128, 128, 8, 2), _tile(128, 128, 8, 2), _tile(128, 64, 8, 2), *_WIDE),
     keys=(_tile(128, 64, 8, 3), _tile(128, 64, 8, 3), _tile(128, 32, 8, 2), *_WIDE),
     forward_dropout=(_tile(128, 64, 8, 3), _tile(128, 64, 8, 3), _tile(128, 64, 8, 3), *_WIDE),
