@@ -57,6 +57,9 @@ def collect() -> Facts:
         "torch": torch,
         "serves": {
             "ops": "none" if "error" in torch else " ".join(_implementations()),
+            "ops on a GPU": "Triton kernels (unmeasured on GPU)"
+            if versions["triton"]
+            else "reference (plain torch)",
             "CPU inference": "Engine, on the reference ops (plain torch)",
             "default model": model or "absent",
         },
@@ -110,10 +113,14 @@ def absences(versions: Facts, torch: Facts, model: str | None) -> list[dict[str,
             "but slower, in float32, and imports torch",
         ),
         (
-            "Triton kernels",
-            "not part of this version: plain torch serves on a GPU too, without fused kernels",
+            "CUDA C++ extension",
+            "not part of this version: Triton or plain torch packs, pools and embeds on a GPU",
         ),
     ]
+    if versions["triton"] is None:
+        found.append(
+            ("Triton", "plain torch serves on a GPU, without fused kernels: pip install triton")
+        )
     if "error" in torch:
         found.append(("torch", "nothing can be computed: pip install torch"))
     elif torch["cuda_build"] is None:

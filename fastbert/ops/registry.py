@@ -27,6 +27,7 @@ _forced: str | None = None
 # and device type -> the implementation to load when an op first meets it.
 _LOADERS: dict[str, Callable[[], None]] = {}
 _ON_DEVICE: dict[str, str] = {}
+_LOADABLE: set[str] = set()
 
 
 def define(
@@ -74,6 +75,7 @@ def register_loader(
     """
     _LOADERS[implementation] = load
     if here():
+        _LOADABLE.add(implementation)
         _ON_DEVICE[device_type] = implementation
 
 
@@ -107,7 +109,7 @@ def use(implementation: str | None) -> Iterator[None]:
 
 def implementations() -> tuple[str, ...]:
     """Names of the implementations that `use` takes."""
-    return tuple(sorted({*_IMPLEMENTATIONS, *_LOADERS}))
+    return tuple(sorted({*_IMPLEMENTATIONS, *_LOADABLE}))
 
 
 def device_type(x: Tensor) -> str:
