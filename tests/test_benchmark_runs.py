@@ -152,7 +152,9 @@ def test_cpu_time_of_others_leaves_out_idling_and_our_own(tmp_path: Path) -> Non
 
 
 def run_in_checkout(*command: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    # Under xdist, pytest-benchmark would time nothing: the inner pytest is no part of it.
+    kept = {name: v for name, v in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    environment = {**kept, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, "-m", *command],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
