@@ -48,9 +48,7 @@ class Inputs:
             TypeError: if it is no tensor of integers.
             ValueError: on another shape.
         """
-        if not isinstance(values, Tensor) or values.dtype not in _INTEGERS:
-            kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
-            raise TypeError(f"{name} must be a tensor of integers, not {kind}")
+        check_integers(name, values)
         if self.indices is None:
             total = self.packed.input_ids.shape[0]
             if values.shape != (total,):
@@ -151,6 +149,13 @@ def from_padded(
     return Inputs(packed, embeds, indices, batch, width)
 
 
+def check_integers(name: str, value: object) -> None:
+    """Raise a TypeError unless it is a tensor of integers; bool is none."""
+    if not isinstance(value, Tensor) or value.dtype not in _INTEGERS:
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be a tensor of integers, not {kind}")
+
+
 def squeeze_rows(values: Given) -> Given:
     """(B, 1, S), which a `DataLoader` makes of texts tokenised one by one, as (B, S)."""
     if isinstance(values, Tensor) and values.dim() == 3 and values.shape[1] == 1:
@@ -198,9 +203,7 @@ def _one_of(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
 
 def _grid(name: str, value: Tensor, batch: int, width: int) -> Tensor:
     """(B·S,) out of (B, S), (1, S) or (S,)."""
-    if not isinstance(value, Tensor) or value.dtype not in _INTEGERS:
-        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"{name} must be a tensor of integers, not {kind}")
+    check_integers(name, value)
     if value.dim() == 1:
         value = value[None]
     if value.dim() != 2 or value.shape[1] != width or value.shape[0] not in (1, batch):

@@ -11,14 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastbert.inputs import check_integers
 from fastbert.ops import flags
 from fastbert.reference import statistics_dtype
 
 IGNORE = -100
 """The label that counts for nothing, in every loss over classes."""
-
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-"""Types that labels may have."""
 
 
 def row_labels(name: str, labels: Tensor, rows: int, classes: int, device: torch.device) -> Tensor:
@@ -36,9 +34,7 @@ def row_labels(name: str, labels: Tensor, rows: int, classes: int, device: torch
         ValueError: if it does not hold one label a row.
         IndexError: if a label is no class (on a CPU; elsewhere `class_labels` says what happens).
     """
-    if not isinstance(labels, Tensor) or labels.dtype not in INTEGERS:
-        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise TypeError(f"{name} must be a tensor of integers, not {kind}")
+    check_integers(name, labels)
     if labels.numel() != rows:
         raise ValueError(f"{name} must be (B,) = ({rows},), not {tuple(labels.shape)}")
     return class_labels(name, labels.to(device, torch.int64).reshape(rows), classes)
@@ -94,11 +90,11 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """
     wide = logits.to(statistics_dtype(logits.dtype))
     total = F.cross_entropy(wide, labels, ignore_index=IGNORE, reduction="sum")
-    return total / (labels != IGNORE).sum().clamp(min=1)
+    return mean_of_counted(total, labels)
 
 
 def mean_of_counted(losses: Tensor, labels: Tensor) -> Tensor:
-    """Mean of losses (M,) over the labels (M,) that count; the other losses must be 0."""
+    """Mean of losses, (M,) or summed (), over labels (M,) that count; those of others must be 0."""
     return losses.sum() / (labels != IGNORE).sum().clamp(min=1)
 
 

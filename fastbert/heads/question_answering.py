@@ -10,8 +10,8 @@ from torch import Tensor
 from fastbert import ops
 from fastbert.config import BertConfig
 from fastbert.heads.base import BertHead, Ids
-from fastbert.heads.losses import IGNORE, INTEGERS, cross_entropy
-from fastbert.inputs import Inputs
+from fastbert.heads.losses import IGNORE, cross_entropy
+from fastbert.inputs import Inputs, check_integers
 from fastbert.layers import Linear
 from fastbert.outputs import QuestionAnsweringModelOutput
 
@@ -97,9 +97,7 @@ class BertForQuestionAnswering(BertHead):
 
 def _places(name: str, value: Tensor, inputs: Inputs) -> Tensor:
     """(B,) int64 at least 0, out of (B,) or (B, 1) integers."""
-    if not isinstance(value, Tensor) or value.dtype not in INTEGERS:
-        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"{name} must be a tensor of integers, not {kind}")
+    check_integers(name, value)
     if value.numel() != inputs.batch:
         raise ValueError(f"{name} must be (B,) = ({inputs.batch},), not {tuple(value.shape)}")
     return value.to(inputs.packed.cu_seqlens.device, torch.int64).reshape(-1).clamp(min=0)
