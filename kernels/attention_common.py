@@ -16,8 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from fastbert.kernels import philox
-from fastbert.kernels.tiles import INTERPRETER, Tile, architecture, interpreting
-from fastbert.kernels.variant import Variant
+from fastbert.kernels.tiles import INTERPRETER, Tile, architecture
+from fastbert.kernels.variant import COMPUTE, Variant, compute_type
 from fastbert.packing import QUERY_TILE
 
 HEAD_DIMS = (32, 64, 80, 96, 128)
@@ -132,25 +132,17 @@ def constants(qkv: Tensor, dropout_p: float, tile: Tile) -> dict[str, Any]:
 
     Under the interpreter, whose 16-bit arithmetic is broken, everything is computed in float32.
     """
-    compute = torch.float32 if interpreting() else qkv.dtype
     return {
         "D": qkv.shape[3],
         "WIDTH": triton.next_power_of_2(qkv.shape[3]),
         "M": tile.m,
         "N": tile.n,
         "DROPOUT": dropout_p > 0.0,
-        "COMPUTE": _TRITON[compute],
+        "COMPUTE": compute_type(qkv.dtype),
         "PRECISION": "tf32" if _tf32(qkv) else "ieee",
         "num_warps": tile.warps,
         "num_stages": tile.stages,
     }
-
-
-_TRITON = {
-    torch.float32: tl.float32,
-    torch.float16: tl.float16,
-    torch.bfloat16: tl.bfloat16,
-}
 
 
 def _key(name: str, dropout: bool) -> str:
@@ -249,9 +241,8 @@ def variant(
     width, bits = triton.next_power_of_2(dim), 16 if dtype != "fp32" else 19 if tf32 else 32
     tile = tile or TILES[arch][_key(name, dropout), width, bits]
     signature = {argument: _types(argument, dtype) for argument in kernel.arg_names}
-    compute = {"fp32": tl.float32, "fp16": tl.float16, "bf16": tl.bfloat16}[dtype]
     fixed = {"D": dim, "WIDTH": width, "M": tile.m, "N": tile.n, "DROPOUT": dropout,
-             "REFINE": dtype == "fp32", "COMPUTE": compute,
+             "REFINE": dtype == "fp32", "COMPUTE": COMPUTE[dtype],
              "PRECISION": "tf32" if tf32 else "ieee"}  # fmt: skip
     product, back = (tile.m, tile.n, width), (tile.m, width, tile.n)
     works = {"forward": (product, back), "queries": (product, product, back),

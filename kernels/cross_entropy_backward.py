@@ -34,15 +34,13 @@ from fastbert.kernels.cross_entropy_logits import (
     tile_of,
 )
 from fastbert.kernels.tiles import Tile
-from fastbert.kernels.variant import Variant
+from fastbert.kernels.variant import COMPUTE, Variant
 
 CHUNK_BYTES = 32 << 20
 """Most bytes of a chunk: 4096 rows × 4096 classes in 16 bits, so that GEMMs fill a GPU."""
 
 NARROWEST = 2048
 """Fewest classes of a chunk while there are more: below, adding to d_x costs more than the GEMM."""
-
-COMPUTE = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
 
 
 def chunks(rows: int, classes: int, itemsize: int, tile: Tile) -> tuple[int, int]:

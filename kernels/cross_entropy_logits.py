@@ -14,13 +14,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastbert.kernels.tiles import INTERPRETER, Tile, architecture, interpreting
+from fastbert.kernels.tiles import INTERPRETER, Tile, architecture
+from fastbert.kernels.variant import compute_type
 
 GROUP = 16
 """Row tiles that run through the vocabulary together: their x, 3 MB at C = 768, stays in L2."""
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-_TRITON = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 HALF, FULL = "16-bit", "fp32"
 TILES: dict[str, dict[str, Tile]] = {
     "sm_80": {HALF: Tile(128, 128, 32, 4, 4), FULL: Tile(64, 64, 16, 4, 3)},
@@ -52,7 +52,7 @@ def constants(x: Tensor, bias: Tensor | None, tile: Tile) -> dict[str, Any]:
         "EVEN": x.shape[1] % tile.k == 0,
         "GROUP": GROUP,
         "HAS_BIAS": bias is not None,
-        "COMPUTE": tl.float32 if interpreting() else _TRITON[x.dtype],
+        "COMPUTE": compute_type(x.dtype),
         "num_warps": tile.warps,
         "num_stages": tile.stages,
     }

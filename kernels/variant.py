@@ -6,13 +6,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastbert.kernels.tiles import Tile
+from fastbert.kernels.tiles import Tile, interpreting
 
-DTYPES = ("fp32", "bf16", "fp16")
+COMPUTE = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
+"""A variant's dtype → the type in which a kernel multiplies."""
+DTYPES = tuple(COMPUTE)
+_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+def compute_type(dtype: torch.dtype) -> Any:
+    """The type in which a launch multiplies data of `dtype`.
+
+    float32 under the interpreter, whose 16-bit arithmetic is broken.
+    """
+    return tl.float32 if interpreting() else COMPUTE[_NAMES[dtype]]
 
 
 @dataclass(frozen=True)
